@@ -1,0 +1,37 @@
+"""layerdiff: which layer of an ONNX export diverges first from its PyTorch model."""
+
+from layerdiff.errors import (
+    AlignmentError,
+    BackendError,
+    InputError,
+    LayerdiffError,
+    ModelFileError,
+    ReferenceFailedError,
+    SampleError,
+)
+from layerdiff.model import Coverage, Diagnosis, Divergence, LayerResult, Metrics, OutputResult, Status, Tolerance
+from layerdiff.report import Report, load
+from layerdiff.trace import trace
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AlignmentError",
+    "BackendError",
+    "Coverage",
+    "Diagnosis",
+    "Divergence",
+    "InputError",
+    "LayerResult",
+    "LayerdiffError",
+    "Metrics",
+    "ModelFileError",
+    "OutputResult",
+    "ReferenceFailedError",
+    "Report",
+    "SampleError",
+    "Status",
+    "Tolerance",
+    "load",
+    "trace",
+]

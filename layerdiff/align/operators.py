@@ -1,0 +1,109 @@
+"""Which ONNX operators can end the computation of which torch operator.
+
+Operators are hints here, as names are: an exporter may decompose and a runtime may fuse. The table only has to make the
+right pair more likely than a wrong one; values and healing decide.
+"""
+
+from __future__ import annotations
+
+# Operators that move no number, by their aten name without namespace and overload.
+RESHAPING = frozenset(
+    {
+        "view", "_unsafe_view", "reshape", "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "flatten", "detach",
+        "detach_", "alias", "clone", "contiguous", "lift_fresh", "_reshape_alias", "native_dropout",
+    }
+)  # fmt: skip
+
+_ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
+_ENDS: dict[str, set[str]] = {
+    "convolution": {"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv", "Add"},
+    "addmm": {"Gemm", "Add", "FusedGemm", "FusedMatMul", "MatMul", "QGemm", "MatMulNBits"},
+    "mm": {"MatMul", "Gemm", "FusedMatMul", "QLinearMatMul"},
+    "bmm": {"MatMul", "Gemm", "FusedMatMul", "QLinearMatMul", "Einsum"},
+    "native_batch_norm": {"BatchNormalization", "Conv", "FusedConv", "Add", "Gemm", "ConvTranspose", "QLinearConv"},
+    "native_layer_norm": {"LayerNormalization", "Add", "Mul", "SkipLayerNormalization"},
+    "native_group_norm": {"GroupNormalization", "Add", "GroupNorm", "InstanceNormalization"},
+    "rms_norm": {"Mul", "RMSNormalization", "SimplifiedLayerNormalization"},
+    "relu": {"Relu", "Clip", "FusedConv", "FusedGemm"},
+    "silu": {"Mul", "Swish", "QuickGelu", "FusedConv"},
+    "gelu": {"Mul", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"},
+    "hardswish": {"HardSwish", "Mul", "Div"},
+    "hardsigmoid": {"HardSigmoid", "Div", "Clip"},
+    "hardtanh": {"Clip", "FusedConv"},
+    "clamp": {"Clip", "Min", "Max"},
+    "leaky_relu": {"LeakyRelu", "FusedConv"},
+    "elu": {"Elu", "Selu", "Celu"},
+    "max_pool2d_with_indices": {"MaxPool"},
+    "max_pool3d_with_indices": {"MaxPool"},
+    "avg_pool2d": {"AveragePool"},
+    "_adaptive_avg_pool2d": {"GlobalAveragePool", "AveragePool", "ReduceMean"},
+    "mean": {"ReduceMean", "GlobalAveragePool"},
+    "sum": {"ReduceSum"},
+    "_softmax": {"Softmax"},
+    "_safe_softmax": {"Softmax", "Where"},
+    "_log_softmax": {"LogSoftmax"},
+    "cat": {"Concat"},
+    "stack": {"Concat"},
+    "embedding": {"Gather", "EmbedLayerNormalization"},
+    "upsample_nearest2d": {"Resize", "Upsample"},
+    "upsample_bilinear2d": {"Resize", "Upsample"},
+    "upsample_bicubic2d": {"Resize"},
+    "transpose": {"Transpose"},
+    "permute": {"Transpose"},
+    "t": {"Transpose"},
+    "slice": {"Slice", "Split"},
+    "select": {"Gather", "Slice"},
+    "split": {"Split", "Slice"},
+    "split_with_sizes": {"Split", "Slice"},
+    "chunk": {"Split", "Slice"},
+    "unbind": {"Split", "Gather", "Squeeze"},
+    "index": {"Gather", "GatherND", "GatherElements", "Slice"},
+    "gather": {"GatherElements"},
+    "expand": {"Expand", "Tile"},
+    "constant_pad_nd": {"Pad"},
+    "reflection_pad2d": {"Pad"},
+    "masked_fill": {"Where"},
+    "where": {"Where"},
+    "_scaled_dot_product_flash_attention_for_cpu": {"MatMul", "Attention", "MultiHeadAttention"},
+    "_scaled_dot_product_attention_math": {"MatMul", "Attention", "MultiHeadAttention"},
+    "scaled_dot_product_attention": {"MatMul", "Attention", "MultiHeadAttention"},
+    "nn.LSTM": {"LSTM", "Transpose", "Squeeze", "Reshape", "Concat"},
+    "nn.GRU": {"GRU", "Transpose", "Squeeze", "Reshape", "Concat"},
+    "nn.RNN": {"RNN", "Transpose", "Squeeze", "Reshape", "Concat"},
+    "rsub": {"Sub"},
+    "add": {"Add", "SkipLayerNormalization", "Gemm"},
+    "sub": {"Sub", "Add"},
+    "mul": {"Mul", "Div", "Pow"},
+    "div": {"Div", "Mul"},
+    "topk": {"TopK"},
+    "argmax": {"ArgMax"},
+    "pixel_shuffle": {"DepthToSpace", "Reshape"},
+}
+_SELF_NAMED = {"sigmoid", "tanh", "exp", "log", "sqrt", "erf", "pow", "neg", "abs", "softplus", "cos", "sin", "reciprocal"}
+_KNOWN_ENDS = set().union(*_ENDS.values()) | {name.capitalize() for name in _SELF_NAMED}
+
+
+def base_name(op: str) -> str:
+    """``aten.add_.Tensor`` → ``add``: no namespace, no overload, no in-place mark."""
+    if op.startswith("nn."):
+        return op
+    name = op.removeprefix("aten.").partition(".")[0]
+    return name if name in RESHAPING or name.startswith("_") else name.rstrip("_")
+
+
+def likeness(op: str, onnx_op: str) -> float:
+    """1 when the ONNX operator can end the torch operator, -1 when it cannot, 0 when the table does not know."""
+    name = base_name(op)
+    if name in _SELF_NAMED:
+        return 1.0 if onnx_op.lower() == name else -1.0
+    ends = _ENDS.get(name)
+    if ends is None:
+        return 0.0
+    if onnx_op in ends:
+        return 1.0
+    return -1.0 if onnx_op in _KNOWN_ENDS or onnx_op in _ARITHMETIC else 0.0
+
+
+def is_reshaping(op: str) -> bool:
+    """Whether a torch operator only renames or reshapes what it gets."""
+    return base_name(op) in RESHAPING

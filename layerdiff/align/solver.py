@@ -1,0 +1,261 @@
+"""Weigh all evidence: which reference value is which ONNX tensor.
+
+Values come first: what holds the same numbers in a normal run is paired. What is left lies behind a fault (or was
+folded away). It gets proposals from structure, weights, names and correlation; then one run with every paired tensor
+fed its expected value shows which proposals are right. A pair is confirmed from above when the tensor comes out right
+from expected inputs, and from below when something computed from it comes out right. A pair confirmed only from below
+is an origin: good values go in, a wrong one comes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align import structure
+from layerdiff.align.names import affinity
+from layerdiff.align.operators import likeness
+from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
+from layerdiff.align.weights import Tie, ties
+from layerdiff.graph import Injection
+from layerdiff.model import Evidence, Pair
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from layerdiff.candidate import Candidate
+    from layerdiff.model import Reference
+    from layerdiff.outputs import OutputPairs
+
+    Array = np.ndarray[Any, Any]
+
+ROUNDS = 4
+THRESHOLD = 0.9
+_TIE_SCORES = {Tie.EXACT: 2.0, Tie.SCALED: 2.0, Tie.NEAR: 1.5}
+
+
+@dataclass(slots=True)
+class Alignment:
+    """Everything that is known about which value is which tensor."""
+
+    reference: Reference
+    candidate: Candidate
+    limits: Mapping[int, float]
+    outputs: dict[int, str]
+    matched: dict[int, list[str]]
+    misshapen: dict[int, str] = field(default_factory=dict)
+    proposed: dict[int, Pair] = field(default_factory=dict)
+    isolated_matches: dict[int, list[str]] = field(default_factory=dict)
+    isolated: dict[str, Array] = field(default_factory=dict)
+    tied: dict[tuple[int, int], dict[str, Tie]] = field(default_factory=dict)
+
+    def live(self, value: int) -> list[str]:
+        """The live tensors that hold a value in the normal run."""
+        return [name for name in self.matched.get(value, ()) if self.candidate.graph.is_live(name)]
+
+    def pair(self, value: int) -> Pair | None:
+        """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed."""
+        if value in self.outputs:
+            return Pair(value, self.outputs[value], Evidence.OUTPUT)
+        for names, evidence in ((self.live(value), Evidence.VALUES), (self.isolated_matches.get(value), None)):
+            if names:
+                return Pair(value, self._same_shape(value, names), evidence or Evidence.ISOLATED_VALUES)
+        return self.proposed.get(value)
+
+    def _same_shape(self, value: int, names: list[str]) -> str:
+        shape, arrays = self.reference.values[value].shape, self.candidate.tapped
+        return next((name for name in names if name in arrays and arrays[name].shape == shape), names[0])
+
+    def forced(self) -> dict[str, int]:
+        """For each tensor that has a counterpart, the value it should hold."""
+        found = {name: value for value in self.isolated_matches for name in self.isolated_matches[value]}
+        found |= {pair.tensor: value for value, pair in self.proposed.items()}
+        found |= {name: value for value in self.matched for name in self.live(value)}
+        return found | {name: value for value, name in self.outputs.items()}
+
+    def expected_for(self, tensor: str, value: int) -> Array:
+        """A reference value in the shape and type of the tensor that stands for it."""
+        array, actual = self.reference.values[value].array, self.candidate.tapped[tensor]
+        assert array is not None
+        return array.reshape(actual.shape).astype(actual.dtype, copy=False)
+
+    def holds(self, value: int, actual: Array | None) -> bool:
+        """Whether an array holds the numbers of a value, in memory order."""
+        array = self.reference.values[value].array
+        if array is None or actual is None or array.size != actual.size:
+            return False
+        return same_numbers(array, actual, self.limits[value])
+
+    def injections(self, pairs: Mapping[str, int]) -> list[Injection]:
+        """What feeds each tensor its expected value."""
+        inputs = {port.name for port in self.candidate.graph.inputs}
+        return [Injection(t, self.expected_for(t, v)) for t, v in pairs.items() if t not in inputs]
+
+
+def align(
+    reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, float]
+) -> Alignment:
+    """Pair values with tensors; the outputs are paired from the start."""
+    known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
+    matched = match_values(known, candidate.tapped, limits)
+    comparable = outputs.comparable(candidate.tapped)
+    metrics = outputs.measured(candidate.tapped)
+    for value, name in comparable.items():
+        judged = metrics[value]
+        if judged is not None and judged.agrees and name not in matched.get(value, ()):
+            matched.setdefault(value, []).append(name)  # positions among equals: the same answer in other numbers
+    misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
+    found = Alignment(reference, candidate, limits, comparable, matched, misshapen)
+    if not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items()):
+        return found
+    found.tied = ties(reference, candidate.graph, candidate.constants)
+    proposer = _Proposer(found)
+    for _ in range(ROUNDS):
+        proposer.propose()
+        found.isolated = candidate.isolated(found.injections(found.forced()))
+        unmatched = {i: a for i, a in known.items() if i not in matched and i not in found.isolated_matches}
+        fresh = match_values(unmatched, proposer.open_tensors(), limits)
+        found.isolated_matches |= fresh
+        found.proposed = {v: p for v, p in found.proposed.items() if v not in fresh}
+        if not proposer.drop_refuted() and not fresh:
+            break
+    found.isolated = candidate.isolated(found.injections(found.forced()))
+    return found
+
+
+class _Proposer:
+    """Proposes counterparts for what values could not pair, and takes back what a run refutes."""
+
+    def __init__(self, alignment: Alignment) -> None:
+        self._alignment = alignment
+        self._reference, self._graph = alignment.reference, alignment.candidate.graph
+        self._value_families = structure.value_families(self._reference)
+        self._tensor_families = structure.tensor_families(self._graph)
+        self._value_order = structure.value_order(self._reference)
+        self._tensor_order = structure.tensor_order(self._graph)
+        self._refuted: set[tuple[int, str]] = set()
+
+    def propose(self) -> None:
+        """Add the best order-keeping proposals for all that is open."""
+        values, tensors = self._open_values(), list(self.open_tensors())
+        tensors = [t for t in self._tensor_order if t in set(tensors) and self._tensor_families[t].members[0] == t]
+        if not values or not tensors:
+            return
+        scores = self._scores(values, tensors)
+        for i, j in structure.best_pairing(scores, THRESHOLD):
+            evidence = Evidence.WEIGHTS if self._tie(values[i], tensors[j]) else Evidence.STRUCTURE
+            self._alignment.proposed[values[i]] = Pair(values[i], tensors[j], evidence, float(scores[i, j]))
+
+    def _open_values(self) -> list[int]:
+        """The first member of every family of which nothing is paired, in canonical order."""
+        paired = set(self._alignment.matched) | set(self._alignment.isolated_matches)
+        paired |= set(self._alignment.proposed) | set(self._alignment.outputs)
+        found = []
+        for value in self._value_order:
+            family = self._value_families.get(value)
+            known = self._reference.values[value]
+            if family is None or family.members[0] != value or known.array is None or known.site is None:
+                continue
+            if not paired.intersection(family.members):
+                found.append(value)
+        return found
+
+    def open_tensors(self) -> dict[str, Array]:
+        """The live tensors of which nothing is paired, with their numbers in the latest run."""
+        found, tapped = self._alignment, self._alignment.candidate.tapped
+        taken = {name for family in map(self._tensor_families.get, found.forced()) if family for name in family.members}
+        return {
+            name: found.isolated.get(name, tapped[name])
+            for name in self._graph.computed
+            if self._graph.is_live(name) and name not in taken and name in tapped
+        }
+
+    def _scores(self, values: list[int], tensors: list[str]) -> Array:
+        reference, tapped = self._reference, self._alignment.candidate.tapped
+        scores = np.full((len(values), len(tensors)), -1.0)
+        columns: dict[tuple[int, str], list[int]] = {}
+        for j, name in enumerate(tensors):
+            columns.setdefault((tapped[name].size, comparable_kind(tapped[name])), []).append(j)
+        rows: dict[tuple[int, str], list[int]] = {}
+        for i, value in enumerate(values):
+            array = reference.values[value].array
+            assert array is not None
+            rows.setdefault((array.size, comparable_kind(array)), []).append(i)
+        latest = self._alignment.isolated or tapped
+        for key, i_s in rows.items():
+            j_s = columns.get(key)
+            if not j_s:
+                continue
+            arrays = [reference.values[values[i]].array for i in i_s]
+            alike = structure.correlations(
+                [sample(a) for a in arrays if a is not None], [sample(latest.get(tensors[j], tapped[tensors[j]])) for j in j_s]
+            )
+            for row, i in enumerate(i_s):
+                for column, j in enumerate(j_s):
+                    scores[i, j] = self._score(values[i], tensors[j], max(0.0, float(alike[row, column])))
+        return scores
+
+    def _score(self, value: int, tensor: str, alike: float) -> float:
+        if (value, tensor) in self._refuted:
+            return -1.0
+        reference = self._reference
+        site = reference.producer(value)
+        node = self._graph.nodes[self._graph.producer[tensor]]
+        assert site is not None
+        possible = likeness(site.op, node.op)
+        if possible < 0:
+            return -1.0
+        shapes = {reference.values[v].shape for v in self._value_families[value].members}
+        tapped = self._alignment.candidate.tapped
+        same_shape = any(tapped[t].shape in shapes for t in self._tensor_families[tensor].members if t in tapped)
+        return (
+            possible
+            + self._tie(value, tensor)
+            + 1.5 * alike * alike
+            + 0.5 * same_shape
+            + affinity(reference.layer_of(site), node.scope)
+        )
+
+    def _tie(self, value: int, tensor: str) -> float:
+        """The score of the weights that tie the tensor's node to the value's site, or to the site it was folded into."""
+        site = self._reference.producer(value)
+        assert site is not None
+        node = self._graph.producer[tensor]
+        own = self._alignment.tied.get((node, site.index), {})
+        score = max((_TIE_SCORES[tie] for tie in own.values()), default=0.0)
+        # The last parameter to enter decides between MatMul and the Add of its bias.
+        score += 0.5 * any(name.endswith("bias") for name in own)
+        for operand in site.inputs:
+            producer = self._reference.producer(operand)
+            if producer is not None and Tie.SCALED in self._alignment.tied.get((node, producer.index), {}).values():
+                score = max(score, _TIE_SCORES[Tie.SCALED] + 0.5)
+        return score
+
+    def drop_refuted(self) -> bool:
+        """Take back proposals that the latest run confirms neither from above nor from below."""
+        found = self._alignment
+        confirmed = self._confirmed_from_below()
+        refuted = {
+            value: pair
+            for value, pair in found.proposed.items()
+            if pair.tensor not in confirmed
+            and not found.holds(value, found.isolated.get(pair.tensor))
+            and pair.evidence is not Evidence.WEIGHTS
+        }
+        self._refuted |= {(value, pair.tensor) for value, pair in refuted.items()}
+        found.proposed = {v: p for v, p in found.proposed.items() if v not in refuted}
+        return bool(refuted)
+
+    def _confirmed_from_below(self) -> set[str]:
+        """The forced tensors from which something else comes out right."""
+        found = self._alignment
+        forced = found.forced()
+        confirmed: set[str] = set()
+        for tensor, value in forced.items():
+            if found.holds(value, found.isolated.get(tensor)):
+                _, start = self._graph.region(tensor, forced)
+                family = self._tensor_families.get(tensor)
+                confirmed |= start - set(family.members if family else ())
+        return confirmed

@@ -1,0 +1,81 @@
+"""Evidence from values: tensors that hold the same numbers.
+
+A fixed sample of positions finds candidates, a full comparison confirms them. Shapes may differ as long as the numbers
+are the same in the same order, since exporters flatten and unflatten freely; the pair of a layer with another shape is
+said to be so in the report.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    Array = np.ndarray[Any, Any]
+
+SAMPLES = 64
+
+
+def sample(array: Array) -> Array:
+    """Up to 64 elements at fixed pseudo-random positions, as float64; NaN and Inf become large marks."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    if flat.size > SAMPLES:
+        flat = flat[np.random.default_rng(flat.size).integers(0, flat.size, SAMPLES)]
+    wide = np.abs(flat) if flat.dtype.kind == "c" else flat
+    return np.nan_to_num(wide.astype(np.float64), nan=9.87654321e300, posinf=1.7e308, neginf=-1.7e308)
+
+
+def comparable_kind(array: Array) -> str:
+    """Arrays compare within a kind only: float, complex, integer or boolean."""
+    return "i" if array.dtype.kind == "u" else array.dtype.kind
+
+
+def same_numbers(expected: Array, actual: Array, limit: float) -> bool:
+    """Whether two arrays of one size agree, element by element in memory order, within a limit."""
+    e, a = np.ascontiguousarray(expected).reshape(-1), np.ascontiguousarray(actual).reshape(-1)
+    if e.dtype.kind in "iub" or a.dtype.kind in "iub":
+        return bool(np.array_equal(e, a))
+    wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
+    e, a = e.astype(wide), a.astype(wide)
+    with np.errstate(invalid="ignore"):
+        close = np.abs(a - e) <= limit
+    return bool(np.all(close | (e == a) | (np.isnan(e) & np.isnan(a))))
+
+
+def match_values(
+    expected: Mapping[int, Array], actual: Mapping[str, Array], limits: Mapping[int, float]
+) -> dict[int, list[str]]:
+    """For each reference value the tensors that hold the same numbers, in the order of `actual`."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for name, array in actual.items():
+        groups.setdefault((array.size, comparable_kind(array)), []).append(name)
+    tables = {key: _Table(names, [actual[name] for name in names]) for key, names in groups.items()}
+    found: dict[int, list[str]] = {}
+    for index, array in expected.items():
+        table = tables.get((array.size, comparable_kind(array)))
+        if table is None or array.size == 0:
+            continue
+        names = [n for n in table.near(sample(array), limits[index]) if same_numbers(array, actual[n], limits[index])]
+        if names:
+            found[index] = names
+    return found
+
+
+class _Table:
+    """Samples of the tensors of one size, sorted by their first element for a quick search."""
+
+    def __init__(self, names: list[str], arrays: Iterable[Array]) -> None:
+        self._names = names
+        samples = np.stack([sample(array) for array in arrays])
+        self._order = np.argsort(samples[:, 0], kind="stable")
+        self._samples = samples[self._order]
+
+    def near(self, wanted: Array, limit: float) -> list[str]:
+        first = self._samples[:, 0]
+        low = np.searchsorted(first, wanted[0] - limit, side="left")
+        high = np.searchsorted(first, wanted[0] + limit, side="right")
+        close = np.all(np.abs(self._samples[low:high] - wanted) <= limit, axis=1)
+        return [self._names[i] for i in sorted(self._order[low:high][close])]

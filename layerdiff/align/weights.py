@@ -1,0 +1,137 @@
+"""Evidence from weights: a constant operand of a node that equals a parameter ties the node to a site.
+
+Equal means equal in some layout (transposed, reshaped, gates in another order: the same numbers), equal up to a factor
+per output channel (a BatchNorm was folded in), or nearly equal (another precision, a damaged channel).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from layerdiff.graph import Graph
+    from layerdiff.model import Reference
+
+    Array = np.ndarray[Any, Any]
+
+_QUANTILES = 129
+
+
+class Tie(str, Enum):
+    """How a constant operand relates to a parameter."""
+
+    EXACT = "exact"
+    SCALED = "scaled"  # per output channel, as folding a BatchNorm does
+    NEAR = "near"
+
+
+def parameters_of_sites(reference: Reference) -> dict[int, tuple[str, ...]]:
+    """The parameters that each site reads, also through views such as a transpose, by site index."""
+    below: dict[int, tuple[str, ...]] = {}
+
+    def names(value: int) -> tuple[str, ...]:
+        known = reference.values[value]
+        if known.parameter is not None:
+            return (known.parameter,)
+        if not known.constant or known.site is None:
+            return ()
+        if value not in below:
+            below[value] = tuple(n for i in reference.sites[known.site].inputs for n in names(i))
+        return below[value]
+
+    found = {}
+    for site in reference.sites:
+        if any(not reference.values[i].constant for i in site.inputs):
+            found[site.index] = tuple(dict.fromkeys(n for i in site.inputs for n in names(i)))
+    return found
+
+
+def ties(reference: Reference, graph: Graph, constants: Mapping[str, Array]) -> dict[tuple[int, int], dict[str, Tie]]:
+    """For ``(node, site)`` the parameters of the site that the node carries, with how well they match.
+
+    `constants` are the numbers of initializers and of tensors computed from them.
+    """
+    by_size: dict[int, list[str]] = {}
+    for name, array in reference.parameters.items():
+        if array.size > 1 and array.dtype.kind == "f":
+            by_size.setdefault(array.size, []).append(name)
+    sites_of: dict[str, list[int]] = {}
+    for site, names in parameters_of_sites(reference).items():
+        for name in names:
+            sites_of.setdefault(name, []).append(site)
+    relations: dict[str, dict[str, Tie]] = {}
+    found: dict[tuple[int, int], dict[str, Tie]] = {}
+    for node in graph.nodes:
+        for operand in node.inputs:
+            if operand not in constants:
+                continue
+            if operand not in relations:
+                relations[operand] = _relations(constants[operand], by_size, reference)
+            for name, tie in relations[operand].items():
+                for site in sites_of.get(name, ()):
+                    found.setdefault((node.index, site), {})[name] = tie
+    return found
+
+
+def _relations(array: Array, by_size: Mapping[int, list[str]], reference: Reference) -> dict[str, Tie]:
+    """The parameters that an array may be; only the best kind of tie is kept."""
+    if array.size < 2 or array.dtype.kind not in "fiu":
+        return {}
+    names = by_size.get(array.size, [])
+    found = {name: tie for name in names if (tie := relation(reference.parameters[name], array)) is not None}
+    for best in Tie:
+        if best in found.values():
+            return {name: tie for name, tie in found.items() if tie is best}
+    return {}
+
+
+def relation(parameter: Array, array: Array) -> Tie | None:
+    """How an array relates to a parameter of the same size."""
+    p, a = parameter.astype(np.float64), array.astype(np.float64)
+    scale = float(np.abs(p).max()) or 1.0
+    if np.abs(_spread(p) - _spread(a)).max() <= 1e-6 * scale:
+        return Tie.EXACT
+    for view in {p.shape: p, p.T.shape: p.T}.values():
+        if view.shape != a.shape or view.ndim < 2:
+            continue
+        if np.median(_channel_cosines(view, a)) > 0.9999:
+            return Tie.SCALED
+        if _cosine(view, a) > 0.8:
+            return Tie.NEAR
+    if p.ndim == 1 and a.ndim == 1 and p.size >= 8 and _cosine(p - p.mean(), a - a.mean()) > 0.9:
+        return Tie.NEAR
+    return None
+
+
+def channel_factors(parameter: Array, array: Array) -> tuple[Array, float]:
+    """The factor per output channel that maps a weight onto an array, and the worst relative residual it leaves."""
+    p = parameter.astype(np.float64).reshape(parameter.shape[0], -1)
+    a = array.astype(np.float64).reshape(parameter.shape[0], -1)
+    factors = np.sum(p * a, axis=1) / np.maximum(np.sum(p * p, axis=1), 1e-300)
+    gap = np.linalg.norm(a - factors[:, None] * p, axis=1)
+    return factors, float((gap / np.maximum(np.linalg.norm(a, axis=1), 1e-300)).max())
+
+
+def _spread(array: Array) -> Array:
+    """Quantiles of the sorted numbers: equal for every layout of the same numbers."""
+    flat = np.sort(array.reshape(-1))
+    picks = np.linspace(0, flat.size - 1, min(_QUANTILES, flat.size)).astype(int)
+    return np.concatenate([flat[picks], [flat.mean()]])
+
+
+def _channel_cosines(p: Array, a: Array) -> Array:
+    p, a = p.reshape(p.shape[0], -1), a.reshape(a.shape[0], -1)
+    if p.shape[1] < 4:  # so few numbers per channel are parallel by accident
+        return np.zeros(1)
+    norms = np.linalg.norm(p, axis=1) * np.linalg.norm(a, axis=1)
+    return np.abs(np.sum(p * a, axis=1)) / np.maximum(norms, 1e-300)
+
+
+def _cosine(p: Array, a: Array) -> float:
+    both = float(np.linalg.norm(p) * np.linalg.norm(a))
+    return float(np.sum(p * a)) / both if both > 0 else 0.0

@@ -1,0 +1,143 @@
+"""Which module is to blame for an origin whose reference side spans several.
+
+One module: that one. A convolution with the BatchNorm that was folded into it: the weights tell. Anything else: the
+smallest module that holds all of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align.operators import base_name
+from layerdiff.align.weights import channel_factors, parameters_of_sites
+from layerdiff.localise import meaningful
+
+if TYPE_CHECKING:
+    from layerdiff.align import Alignment
+    from layerdiff.localise import Origin
+    from layerdiff.model import Reference, Site
+
+    Array = np.ndarray[Any, Any]
+
+# Folding multiplies in float32 and stores the product: a few units in the last place of the weight.
+_FOLD_TOLERANCE = 1e-5
+
+
+def blame(alignment: Alignment, origin: Origin) -> tuple[int, str | None]:
+    """The call that holds the fault, and the operator inside it when there is one only."""
+    reference = alignment.reference
+    if origin.inserted:
+        site = reference.producer(origin.value)
+        return _call_of_value(alignment, origin), None if site is None else site.op
+    sites = [reference.sites[index] for index in meaningful(alignment, origin.sites)]
+    if not sites:
+        return 0, None
+    sites = _unfolded(alignment, origin, sites)
+    owners = {site.owner for site in sites}
+    op = sites[0].op if len(sites) == 1 else None
+    return _common_call(reference, owners), op
+
+
+def _call_of_value(alignment: Alignment, origin: Origin) -> int:
+    """The layer an inserted node belongs to: the one that made the value if all its readers see the change."""
+    reference, graph = alignment.reference, alignment.candidate.graph
+    site = reference.producer(origin.value)
+    inserted = set(origin.nodes)
+    sources = {t for t, v in alignment.forced().items() if v == origin.value}
+    readers = {n for t in sources for n, _ in graph.consumers.get(t, ()) if n in graph.live_nodes}
+    if site is not None and readers <= inserted:
+        ends = [call for call in reference.calls if origin.value in call.outputs]
+        return max(ends, key=lambda call: call.layer.count(".")).index if ends else site.owner
+    using = [s for s in reference.sites if origin.value in s.inputs]
+    return using[0].owner if using else 0
+
+
+def _common_call(reference: Reference, owners: set[int]) -> int:
+    """The innermost call that encloses all the given ones."""
+    chains = [_enclosing(reference, owner) for owner in owners]
+    shared = set.intersection(*map(set, chains))
+    return max(shared)
+
+
+def _enclosing(reference: Reference, call: int) -> list[int]:
+    chain = [call]
+    while (parent := reference.calls[chain[-1]].parent) is not None:
+        chain.append(parent)
+    return chain
+
+
+def _unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
+    """Of a convolution and the BatchNorm folded into it, the guilty one (by the weights of the node, else by values)."""
+    reference = alignment.reference
+    norms = [s for s in sites if "batch_norm" in base_name(s.op)]
+    heavy = [s for s in sites if base_name(s.op) in ("convolution", "addmm", "mm")]
+    if len(norms) != 1 or len(heavy) != 1 or heavy[0].outputs[0] not in norms[0].inputs:
+        return sites
+    rest = [s for s in sites if s not in (norms[0], heavy[0])]
+    verdict = _fold_verdict(alignment, origin, heavy[0], norms[0])
+    if verdict == "right" and rest:
+        return rest
+    return [norms[0] if verdict == "norm" else heavy[0]]
+
+
+def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site) -> str:
+    """"right" when the folded weights are what they should be, else which of the two they accuse."""
+    reference = alignment.reference
+    names = parameters_of_sites(reference)
+    weight = next((reference.parameters[n] for n in names.get(heavy.index, ()) if n.endswith("weight")), None)
+    carried = _carried_weight(alignment, origin, None if weight is None else weight.shape)
+    if weight is None or carried is None:
+        return _affine_verdict(alignment, origin, heavy)
+    factors, residual = channel_factors(weight, carried)
+    if residual > 1e-3:
+        return "heavy"
+    statistics = {n.rpartition(".")[2]: reference.parameters[n] for n in names.get(norm.index, ())}
+    if "running_var" not in statistics:
+        return "norm"
+    gamma = statistics.get("weight", np.ones_like(statistics["running_var"]))
+    epsilon = float(norm.arguments.get("eps", norm.arguments.get("epsilon", 1e-5)))
+    wanted_factors = gamma / np.sqrt(statistics["running_var"].astype(np.float64) + epsilon)
+    if np.abs(factors - wanted_factors).max() > _FOLD_TOLERANCE * float(np.abs(wanted_factors).max()):
+        return "norm"
+    bias = _carried_bias(alignment, origin, weight.shape[0])
+    wanted = _folded_bias(reference, names, heavy, statistics, factors)
+    scale = max(1.0, float(np.abs(wanted).max()))
+    if bias is None or np.abs(bias - wanted).max() > _FOLD_TOLERANCE * scale * 10:
+        return "norm"
+    return "right"
+
+
+def _folded_bias(
+    reference: Reference, names: dict[int, tuple[str, ...]], heavy: Site, statistics: dict[str, Array], factors: Array
+) -> Array:
+    own = next((reference.parameters[n] for n in names.get(heavy.index, ()) if n.endswith("bias")), 0.0)
+    shift = statistics.get("bias", np.zeros_like(factors))
+    return np.asarray((own - statistics["running_mean"]) * factors + shift)
+
+
+def _carried_weight(alignment: Alignment, origin: Origin, shape: tuple[int, ...] | None) -> Array | None:
+    return next((a for a in _constants(alignment, origin) if a.shape == shape), None)
+
+
+def _carried_bias(alignment: Alignment, origin: Origin, channels: int) -> Array | None:
+    return next((a.astype(np.float64) for a in _constants(alignment, origin) if a.shape == (channels,)), None)
+
+
+def _constants(alignment: Alignment, origin: Origin) -> list[Array]:
+    graph, constants = alignment.candidate.graph, alignment.candidate.constants
+    return [constants[i] for n in origin.nodes for i in graph.nodes[n].inputs if i in constants]
+
+
+def _affine_verdict(alignment: Alignment, origin: Origin, heavy: Site) -> str:
+    """By values: what the candidate made is, per channel, an affine map of the convolution's result, or it is not."""
+    expected = alignment.reference.values[heavy.outputs[0]].array
+    actual = alignment.isolated.get(origin.slot.tensor)
+    if expected is None or actual is None or expected.shape != actual.shape or expected.ndim < 3:
+        return "heavy"
+    x = np.moveaxis(expected.astype(np.float64), 1, 0).reshape(expected.shape[1], -1)
+    y = np.moveaxis(actual.astype(np.float64), 1, 0).reshape(expected.shape[1], -1)
+    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
+    slope = np.sum(x * y, axis=1, keepdims=True) / np.maximum(np.sum(x * x, axis=1, keepdims=True), 1e-300)
+    return "norm" if np.linalg.norm(y - slope * x) <= 1e-3 * np.linalg.norm(y) else "heavy"

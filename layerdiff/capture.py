@@ -1,0 +1,385 @@
+"""Run a PyTorch module once and write down the dataflow graph of what it computed.
+
+The only file that hooks torch. Module hooks tell which module runs, a dispatch mode sees every operator. Values are
+copied when they are made: an in-place operator would overwrite them otherwise. An update through a view makes a new
+version of every tensor that shares the memory, so the graph is in single-assignment form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from layerdiff.errors import ReferenceFailedError
+from layerdiff.model import Call, Reference, Site, Value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+# One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
+ATOMIC = (nn.RNNBase, nn.RNNCellBase)
+
+# torch dtypes that numpy lacks are widened without loss.
+_WIDENED = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64} | {
+    getattr(torch, name): torch.float32
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+}
+
+
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
+    """The dataflow graph of one forward pass; the model is left exactly as it was.
+
+    Raises
+    ------
+    ReferenceFailedError
+        The forward pass raised; the model's own exception is the cause.
+
+    """
+    return record(Recorder(model), args, kwargs)
+
+
+def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
+    """The dataflow graph that a recorder saw during one forward pass of its model."""
+    model = recorder.model
+    with ExitStack() as stack:
+        stack.enter_context(untouched(model))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_inner_modules_run())
+        stack.enter_context(recorder.hooks())
+        recorder.register_inputs(args, kwargs)
+        stack.enter_context(recorder)
+        try:
+            model(*args, **kwargs)
+        except Exception as error:
+            where = recorder.where() or "the root module"
+            message = f"the reference model raised {type(error).__name__} in {where}: {error}"
+            raise ReferenceFailedError(message) from error
+    return recorder.reference()
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Restore buffers, train/eval flags and every random state on exit, also after an exception."""
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    buffers = [(module, dict(module._buffers)) for module in modules]  # noqa: SLF001  the registry itself is restored
+    contents = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  a model may use the old state
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            for module, training in zip(modules, flags, strict=True):
+                module.training = training
+            for module, named in buffers:
+                module._buffers.clear()  # noqa: SLF001
+                module._buffers.update(named)  # noqa: SLF001
+            with torch.no_grad():
+                for buffer, content in contents:
+                    buffer.copy_(content)
+
+
+@contextmanager
+def _inner_modules_run() -> Iterator[None]:
+    """Turn off the fused inference path of nn.TransformerEncoderLayer, which calls none of its submodules."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
+    """A copy of a tensor as an array; None for what has no dense numbers (sparse, nested, meta)."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.is_nested:
+        return None
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = tensor.to(_WIDENED.get(tensor.dtype, tensor.dtype))
+    array: np.ndarray[Any, Any] = tensor.cpu().numpy()
+    return array.copy()
+
+
+def named_tensors(tree: Any) -> dict[str, torch.Tensor]:
+    """Every tensor in nested tuples, lists, dicts and dataclasses, under its path such as ``0`` or ``boxes.1``."""
+    if isinstance(tree, torch.Tensor):
+        return {"": tree}
+    leaves, _ = tree_flatten_with_path(tree)
+    found: dict[str, torch.Tensor] = {}
+    for path, leaf in leaves:
+        name = ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+        if isinstance(leaf, torch.Tensor):
+            found[name] = leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            inner = {f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)}
+            found |= {".".join(filter(None, (name, key))): tensor for key, tensor in named_tensors(inner).items()}
+    return found
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """The tensors among the leaves of an argument list, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+@dataclasses.dataclass(slots=True)
+class _OpenCall:
+    """A module call that has begun and not ended."""
+
+    index: int
+    layer: str
+    number: int
+    type: str
+    inputs: tuple[int, ...]
+    atomic: bool
+    reads: dict[int, None] = dataclasses.field(default_factory=dict)
+
+
+class Recorder(TorchDispatchMode):
+    """Sees every operator and every module call, and keeps a copy of every value."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._paths: dict[int, list[str]] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            self._paths.setdefault(id(module), []).append(path)
+        state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+        self._parameters = {id(tensor): name for name, tensor in reversed(state)}
+        self._state = dict(state)
+        self._values: list[Value] = []
+        self._sites: list[Site] = []
+        self._calls: dict[int, Call] = {}
+        self._stack: list[_OpenCall] = []
+        self._counts: Counter[str] = Counter()
+        self._version_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self._writes: dict[int, list[tuple[int, str, int]]] = {}
+        self._inputs: dict[str, int] = {}
+        self._outputs: dict[str, int] = {}
+        self._in_hook = False
+
+    # What the twin of noise.py replaces.
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one operator."""
+        return func(*args, **kwargs)
+
+    def keep(self, index: int, tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:  # noqa: ARG002  the twin needs it
+        """What is stored for a new value."""
+        return to_array(tensor)
+
+    # Operators.
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if self._in_hook:
+            return func(*args, **kwargs)
+        atomic = next((call for call in self._stack if call.atomic), None)
+        operands = tensors_in((args, kwargs))
+        if atomic is not None:
+            known = [t for t in operands if t in self._version_of or id(t) in self._parameters]
+            atomic.reads.update(dict.fromkeys(self._read(t) for t in known))
+            return self.execute(func, args, kwargs)
+        reads = tuple(self._read(t) for t in operands)
+        result = self.execute(func, args, kwargs)
+        self._note_result(func, (args, kwargs), reads, result)
+        return result
+
+    def _note_result(self, func: Any, call: tuple[Any, Any], reads: tuple[int, ...], result: Any) -> None:
+        op = str(func).removesuffix(".default")
+        operands = tensors_in(call)
+        constant = all(self._values[index].constant for index in reads)
+        mutated = _mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
+        outputs = tensors_in(result)
+        outputs += [tensor for tensor in mutated if all(tensor is not other for other in outputs)]
+        if not outputs:
+            return
+        storages = {_storage(tensor) for tensor in operands}
+        site = len(self._sites)
+        indices = tuple(self._new_value(tensor, site, constant=constant) for tensor in outputs)
+        self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call)))
+        for tensor, index in zip(outputs, indices, strict=True):
+            storage = _storage(tensor)
+            if any(tensor is other for other in mutated):
+                self._writes.setdefault(storage, []).append((index, op, self._owner()))
+            elif storage not in storages:
+                self._writes.pop(storage, None)
+            self._version_of[tensor] = (index, len(self._writes.get(storage, ())))
+
+    def _read(self, tensor: torch.Tensor) -> int:
+        """The value that a tensor holds now; a write through another view since it was made gives a new value."""
+        if tensor not in self._version_of:
+            name = self._parameters.get(id(tensor))
+            index = self._new_value(tensor, None, parameter=name, constant=True)
+            self._version_of[tensor] = (index, len(self._writes.get(_storage(tensor), ())))
+            return index
+        index, version = self._version_of[tensor]
+        writes = self._writes.get(_storage(tensor), [])
+        if version < len(writes):
+            _, op, owner = writes[-1]
+            site = len(self._sites)
+            sources = (index, *(written for written, _, _ in writes[version:]))
+            index = self._new_value(tensor, site, constant=False)
+            self._sites.append(Site(site, op, owner, sources, (index,)))
+            self._version_of[tensor] = (index, len(writes))
+        return int(index)
+
+    def _new_value(
+        self, tensor: torch.Tensor, site: int | None, *, parameter: str | None = None, constant: bool
+    ) -> int:
+        index = len(self._values)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        array = None if parameter else self.keep(index, tensor)
+        self._values.append(Value(index, tuple(tensor.shape), dtype, array, site, parameter, constant))
+        return index
+
+    def _owner(self) -> int:
+        return self._stack[-1].index if self._stack else 0
+
+    def where(self) -> str:
+        """The module that was running, for an error text."""
+        return self._stack[-1].layer if self._stack else ""
+
+    # Modules.
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Hooks on every module, removed on exit."""
+        handles = []
+        try:
+            for module in self.model.modules():
+                if isinstance(module, torch.jit.ScriptModule):
+                    continue
+                handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
+                handles.append(module.register_forward_hook(self._exit))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def register_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Name the values that come from outside before anything runs."""
+        for name, tensor in named_tensors((*args, dict(kwargs))).items():
+            index = self._new_value(tensor, None, constant=False)
+            self._version_of[tensor] = (index, 0)
+            self._inputs[name.removeprefix(f"{len(args)}.")] = index
+
+    @contextmanager
+    def _hook_body(self) -> Iterator[None]:
+        """Operators that a hook needs for its own copies are not the model's."""
+        self._in_hook = True
+        try:
+            yield
+        finally:
+            self._in_hook = False
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        with self._hook_body():
+            self._begin(module, args, kwargs)
+
+    def _exit(self, module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        with self._hook_body():
+            self._end(output)
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        layer = self._path(module)
+        inside_atomic = any(call.atomic for call in self._stack)
+        inputs = () if inside_atomic else tuple(self._read(t) for t in tensors_in((args, kwargs)))
+        atomic = isinstance(module, ATOMIC) and not inside_atomic
+        # Calls are numbered as they begin, so that parents come before their children.
+        index = self._counts.total()
+        self._stack.append(_OpenCall(index, layer, self._counts[layer], type(module).__name__, inputs, atomic))
+        self._counts[layer] += 1
+
+    def _end(self, output: Any) -> None:
+        call = self._stack.pop()
+        outputs = named_tensors(output)
+        if call.atomic:
+            self._close_atomic(call, list(outputs.values()))
+        inside_atomic = any(open_call.atomic for open_call in self._stack)
+        values = {} if inside_atomic else {name: self._read(tensor) for name, tensor in outputs.items()}
+        parent = self._stack[-1].index if self._stack else None
+        self._calls[call.index] = Call(
+            call.index, call.layer, call.number, call.type, parent, call.inputs, tuple(values.values())
+        )
+        if parent is None:
+            self._outputs = values
+
+    def _close_atomic(self, call: _OpenCall, outputs: list[torch.Tensor]) -> None:
+        site = len(self._sites)
+        indices = tuple(self._new_value(tensor, site, constant=False) for tensor in outputs)
+        self._sites.append(Site(site, f"nn.{call.type}", call.index, tuple(call.reads), indices))
+        for tensor, index in zip(outputs, indices, strict=True):
+            self._version_of[tensor] = (index, len(self._writes.get(_storage(tensor), ())))
+
+    def _path(self, module: nn.Module) -> str:
+        """The path by which a module was reached: a shared instance has several, the running parent tells which."""
+        paths = self._paths[id(module)]
+        parent = self._stack[-1].layer if self._stack else ""
+        inside = [path for path in paths if not parent or path.startswith(parent + ".")]
+        return min(inside or paths, key=lambda path: path.count("."))
+
+    def reference(self) -> Reference:
+        """What was recorded."""
+        arrays = {name: array for name, t in self._state.items() if (array := to_array(t)) is not None}
+        called = {call.layer for call in self._calls.values()}
+        users: dict[str, str] = {}
+        for site in self._sites:
+            for index in site.inputs:
+                if (name := self._values[index].parameter) is not None:
+                    users.setdefault(name.rpartition(".")[0], self._calls[site.owner].layer)
+        uncalled = {
+            path: _why_uncalled(module, users.get(path))
+            for path, module in self.model.named_modules(remove_duplicate=False)
+            if path not in called
+        }
+        calls = tuple(self._calls[index] for index in sorted(self._calls))
+        values, sites = tuple(self._values), tuple(self._sites)
+        return Reference(values, sites, calls, self._inputs, self._outputs, arrays, uncalled)
+
+
+def _why_uncalled(module: nn.Module, user: str | None) -> str:
+    if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
+        return "a container: only its members run"
+    if user is not None:
+        return f"its forward was not called; its parameters are used by {user or 'the root module'}"
+    return "its forward was not called with these inputs"
+
+
+def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What an operator was called with besides tensors, by the argument names of its schema."""
+    names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return {name: value for name, value in given.items() if not tensors_in(value) and value is not None}
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    try:
+        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  the identity of the memory, not its address
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)
+
+
+def _mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
+    """The operands that an operator writes to, by its schema (``self`` comes first in every in-place operator)."""
+    written = sum(1 for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write)  # noqa: SLF001
+    first_is_self = bool(func._schema.arguments) and func._schema.arguments[0].alias_info is not None  # noqa: SLF001
+    return operands[:1] if first_is_self else operands[-written:]

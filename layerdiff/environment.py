@@ -1,0 +1,45 @@
+"""What a report says about where it was made."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    import onnx
+
+    from layerdiff.backends import Backend
+
+PACKAGES = ("layerdiff", "torch", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "pandas", "matplotlib")
+
+
+def environment(backend: Backend, source: str | Path | onnx.ModelProto) -> dict[str, str]:
+    """Versions, runtime, optimisation level, seed and device of a trace."""
+    return {
+        **package_versions(),
+        **backend.describe(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "backend": backend.name,
+        "optimisation": "outputs: all, as shipped; layers: none",
+        "torch_seed": str(torch.initial_seed()),
+        "torch_threads": str(torch.get_num_threads()),
+        "candidate": Path(source).name if isinstance(source, (str, Path)) else "ModelProto",
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Installed versions of what layerdiff stands on; "missing" for what is not there."""
+    return {name: installed(name) for name in PACKAGES}
+
+
+def installed(package: str) -> str:
+    """The installed version of a package, or "missing"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"

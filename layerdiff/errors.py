@@ -1,0 +1,40 @@
+"""Every deliberate failure of layerdiff, as one tree.
+
+LayerdiffError
+├── InputError          what the user handed in cannot be used: files, samples, arguments
+│   ├── ModelFileError  the candidate file is missing, truncated, not ONNX, or refers to data that is not there
+│   └── SampleError     a sample does not fit the model: number, name, shape or dtype
+├── ReferenceFailedError the reference model raised while it ran
+├── BackendError        the runtime refused the graph or failed while it ran it
+└── AlignmentError      reference and candidate cannot be paired at all
+"""
+
+from __future__ import annotations
+
+
+class LayerdiffError(Exception):
+    """Base of every error that layerdiff raises on purpose."""
+
+
+class InputError(LayerdiffError):
+    """What was handed in cannot be used."""
+
+
+class ModelFileError(InputError):
+    """The candidate file cannot be read."""
+
+
+class SampleError(InputError):
+    """A sample does not fit the model."""
+
+
+class ReferenceFailedError(LayerdiffError):
+    """The reference model raised while it ran; its own exception is the cause of this one."""
+
+
+class BackendError(LayerdiffError):
+    """The runtime refused the graph, or failed while it ran it."""
+
+
+class AlignmentError(LayerdiffError):
+    """Reference and candidate have nothing that can be paired."""

@@ -1,0 +1,37 @@
+"""Prove an accusation: put PyTorch's value in at the accused place and see whether the final outputs agree."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerdiff.graph import Injection
+from layerdiff.model import Healed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layerdiff.align import Alignment
+    from layerdiff.localise import Origin
+    from layerdiff.outputs import OutputPairs
+
+
+def heal(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) -> list[Healed | None]:
+    """For each origin the final error before and after it, too, was healed (in the order given).
+
+    Each run feeds the expected value at one more origin, in the otherwise untouched graph: the difference between
+    neighbours is what that origin was responsible for. None where no value of the right size can be put in.
+    """
+    proofs: list[Healed | None] = []
+    before = outputs.worst(outputs.measured(alignment.candidate.tapped))
+    injections: list[Injection] = []
+    for origin in origins:
+        if not origin.provable:
+            proofs.append(None)
+            continue
+        value = alignment.expected_for(origin.slot.tensor, origin.value)
+        injections.append(Injection(origin.slot.tensor, value, origin.slot.edges))
+        metrics = outputs.measured(alignment.candidate.outputs_with(injections))
+        after = outputs.worst(metrics)
+        proofs.append(Healed(before, after, agrees=all(m is not None and m.agrees for m in metrics.values())))
+        before = after
+    return proofs

@@ -1,0 +1,146 @@
+"""What is said about every module call: compared, folded into another, or why not; and how well each agrees."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerdiff.align.operators import is_reshaping
+from layerdiff.measure import measure
+from layerdiff.model import Coverage, LayerResult, Metrics, Pair, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from layerdiff.align import Alignment
+    from layerdiff.model import Call, Noise, Reference, Site, Tolerance
+
+_SEVERITY = [Status.AGREES, Status.FOLDED, Status.UNMATCHED, Status.DRIFTS, Status.PROPAGATES, Status.DIVERGES]
+
+
+class LayerBook:
+    """Writes one result per module call (or per operator) of an aligned reference."""
+
+    def __init__(
+        self,
+        alignment: Alignment,
+        floor: Mapping[int, Noise],
+        tolerance: Tolerance | None,
+        accused: Iterable[int],
+    ) -> None:
+        self._alignment = alignment
+        self._reference: Reference = alignment.reference
+        self._floor = floor
+        self._tolerance = tolerance
+        self._accused = set(accused)
+        self._readers: dict[int, list[Site]] = {}
+        for site in self._reference.sites:
+            for value in site.inputs:
+                self._readers.setdefault(value, []).append(site)
+
+    def calls(self) -> tuple[LayerResult, ...]:
+        """One result per module call, in the order in which they returned their values."""
+        found = [(self._last(call.outputs), -call.index, self._of_call(call)) for call in self._reference.calls]
+        return tuple(result for _, _, result in sorted(found, key=lambda item: item[:2]))
+
+    def operators(self) -> tuple[LayerResult, ...]:
+        """One result per operator, in execution order."""
+        sites = [s for s in self._reference.sites if not is_reshaping(s.op)]
+        sites = [s for s in sites if not all(self._reference.values[v].constant for v in s.outputs)]
+        return tuple(self._of_site(site) for site in sites)
+
+    def _last(self, outputs: Sequence[int]) -> int:
+        return max(((s.index if (s := self._reference.producer(v)) else -1) for v in outputs), default=-1)
+
+    def _of_call(self, call: Call) -> LayerResult:
+        outputs = [v for v in call.outputs if not self._reference.values[v].constant]
+        results = [self._of_value(value, call, None) for value in dict.fromkeys(outputs)]
+        if not results:
+            reason = "returns values that do not depend on the inputs" if call.outputs else "returns no tensor"
+            results = [self._result(call, None, Status.UNMATCHED, reason)]
+        worst = max(results, key=lambda r: _SEVERITY.index(r.status))
+        if call.index in self._accused and worst.status is not Status.DIVERGES:
+            return self._with_status(worst, Status.DIVERGES)
+        return worst
+
+    def _of_site(self, site: Site) -> LayerResult:
+        call = self._reference.calls[site.owner]
+        results = [self._of_value(value, call, site.op) for value in site.outputs if self._readers.get(value)]
+        results = results or [self._of_value(site.outputs[0], call, site.op)]
+        return max(results, key=lambda r: _SEVERITY.index(r.status))
+
+    def _of_value(self, value: int, call: Call, op: str | None) -> LayerResult:
+        found = self._alignment
+        pair = found.pair(value)
+        if pair is None:
+            return self._without_counterpart(value, call, op)
+        accumulated = self._metrics(value, found.candidate.tapped.get(pair.tensor))
+        introduced = self._metrics(value, found.isolated.get(pair.tensor)) if found.isolated else accumulated
+        return LayerResult(
+            call.layer, call.call, call.type, op, pair.tensor, pair.evidence,
+            *self._judged(value, pair, introduced), accumulated, introduced, self._floor.get(value),
+        )  # fmt: skip
+
+    def _judged(self, value: int, pair: Pair, introduced: Metrics | None) -> tuple[Status, str]:
+        found = self._alignment
+        if found.holds(value, found.candidate.tapped.get(pair.tensor)):
+            shape = found.candidate.tapped[pair.tensor].shape
+            differs = shape != self._reference.values[value].shape
+            return Status.AGREES, f"same numbers in shape {shape}" if differs else ""
+        if introduced is not None and introduced.agrees:
+            return Status.PROPAGATES, "right from expected inputs: the error is inherited"
+        return Status.PROPAGATES, "lies behind the first divergence"
+
+    def _without_counterpart(self, value: int, call: Call, op: str | None) -> LayerResult:
+        known = self._reference.values[value]
+        if known.array is None:
+            return self._result(call, op, Status.UNMATCHED, f"a {known.dtype} tensor without dense numbers")
+        into = self._consumer_with_counterpart(value)
+        if into is None:
+            reason = "no tensor of the graph holds its value, and nothing that was compared depends on it"
+            return self._result(call, op, Status.UNMATCHED, reason)
+        return self._result(call, op, Status.FOLDED, f"into {into}")
+
+    def _consumer_with_counterpart(self, value: int) -> str | None:
+        """The nearest layer downstream whose value has a counterpart."""
+        todo, seen = [value], {value}
+        while todo:
+            current = todo.pop(0)
+            for site in self._readers.get(current, ()):
+                for output in site.outputs:
+                    if output in seen:
+                        continue
+                    if self._alignment.pair(output) is not None:
+                        layer = self._reference.layer_of(site)
+                        return f"{layer or 'the root module'} ({site.op})"
+                    seen.add(output)
+                    todo.append(output)
+        return None
+
+    def _metrics(self, value: int, actual: np.ndarray | None) -> Metrics | None:  # type: ignore[type-arg]
+        known = self._reference.values[value]
+        if known.array is None or actual is None or actual.size != known.array.size:
+            return None
+        shaped = np.ascontiguousarray(actual).reshape(known.array.shape)
+        return measure(
+            known.array, shaped, dtype=known.dtype, noise=self._floor.get(value), tolerance=self._tolerance
+        )
+
+    @staticmethod
+    def _result(call: Call, op: str | None, status: Status, reason: str) -> LayerResult:
+        return LayerResult(call.layer, call.call, call.type, op, None, None, status, reason, None, None, None)
+
+    @staticmethod
+    def _with_status(result: LayerResult, status: Status) -> LayerResult:
+        return LayerResult(
+            result.layer, result.call, result.type, result.op, result.onnx_tensor, result.evidence, status,
+            "good values go in, a wrong one comes out", result.accumulated, result.introduced, result.noise,
+        )  # fmt: skip
+
+
+def coverage(results: Sequence[LayerResult], uncalled: Mapping[str, str]) -> Coverage:
+    """How many calls were compared, folded or left out, and the reason for each that was left out."""
+    folded = sum(1 for r in results if r.status is Status.FOLDED)
+    left_out = {f"{r.layer or '(root)'} call {r.call}": r.reason for r in results if r.status is Status.UNMATCHED}
+    return Coverage(len(results) - folded - len(left_out), folded, left_out | dict(uncalled))

@@ -1,0 +1,180 @@
+"""From pairs to origins: where good values go in and a wrong one comes out, as narrowly as can be proven.
+
+An origin starts as a wrong tensor all of whose sources are right. Between sources and tensor lie some reference
+operators and some ONNX nodes. The earliest reference value that, put somewhere in that region, makes the tensor right
+again ends the faulty stretch: what comes after it is innocent. Trials run on the few nodes of the region alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from layerdiff.align.operators import is_reshaping
+from layerdiff.errors import BackendError
+from layerdiff.graph import Injection
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+
+    from layerdiff.align import Alignment
+
+    Array = np.ndarray[Any, Any]
+
+TRIALS = 150
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A place of the candidate graph where a value can be put: a tensor, or one edge from it to a node."""
+
+    tensor: str
+    edges: frozenset[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """A faulty stretch: reference sites on one side, ONNX nodes on the other, and where putting the value in heals."""
+
+    value: int
+    slot: Slot
+    sites: tuple[int, ...]
+    nodes: tuple[int, ...]
+    inserted: bool = False
+    provable: bool = True
+
+
+def find_origins(alignment: Alignment) -> list[Origin]:
+    """The origins in execution order, each as narrow as trials could make it."""
+    if not alignment.isolated and not alignment.misshapen:
+        return []
+    forced = alignment.forced()
+    wrong = [t for t, v in forced.items() if not alignment.holds(v, alignment.isolated.get(t, _fed(alignment, t)))]
+    position = {name: i for i, name in enumerate(alignment.candidate.graph.computed)}
+    found = [_narrowed(alignment, forced, tensor) for tensor in sorted(wrong, key=lambda t: position.get(t, -1))]
+    if not found:
+        found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
+    return sorted(found, key=lambda origin: max(origin.sites, default=-1))
+
+
+def _first_misshapen(alignment: Alignment, forced: dict[str, int], value: int, tensor: str) -> Origin:
+    """For an output of another size: the first operator with good inputs and no counterpart of its own size."""
+    sites, _ = _reference_region(alignment, value)
+    first = min(meaningful(alignment, tuple(sorted(sites))), default=None)
+    nodes, _ = alignment.candidate.graph.region(tensor, forced)
+    return Origin(value, Slot(tensor), () if first is None else (first,), tuple(sorted(nodes)[:1]), provable=False)
+
+
+def _fed(alignment: Alignment, tensor: str) -> Array | None:
+    """A tensor that is a graph input is not computed: it holds what was fed."""
+    return alignment.candidate.feeds.get(tensor)
+
+
+def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Origin:
+    value = forced[tensor]
+    nodes, start = alignment.candidate.graph.region(tensor, forced)
+    sites, border = _reference_region(alignment, value)
+    region = _Region(alignment, tensor, value, frozenset(nodes), {t: forced[t] for t in start if t in forced})
+    for early, slot in _trials(alignment, region, sites, border):
+        if not region.healed_by(early, slot):
+            continue
+        if early in border:
+            inserted = _between(alignment, forced, early, slot.tensor)
+            if inserted:
+                return Origin(early, slot, (), inserted, inserted=True)
+            return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
+        kept, _ = _reference_region(alignment, early)
+        ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)
+        return Origin(early, slot, tuple(sorted(kept)), tuple(sorted(ahead & nodes)))
+    return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
+
+
+def _reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
+    """The sites that lead to a value from values known to come out right (also in dead nodes), and those values."""
+    reference = alignment.reference
+    good = set(alignment.matched) | set(alignment.isolated_matches) | set(alignment.proposed)
+    sites: set[int] = set()
+    border: dict[int, None] = {}
+    todo = [value]
+    while todo:
+        current = todo.pop()
+        site = reference.producer(current)
+        if current != value and current in good:
+            border[current] = None
+        elif site is None:
+            if not reference.values[current].constant:
+                border[current] = None
+        elif site.index not in sites and not reference.values[current].constant:
+            sites.add(site.index)
+            todo += site.inputs
+    return sites, sorted(border)
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """The nodes between right sources and a wrong tensor, ready for trials."""
+
+    alignment: Alignment
+    tensor: str
+    value: int
+    nodes: frozenset[int]
+    sources: dict[str, int]
+
+    def slots(self) -> Iterator[Slot]:
+        """Every tensor inside, and every edge through which a source enters."""
+        graph = self.alignment.candidate.graph
+        for index in sorted(self.nodes):
+            for slot, name in enumerate(graph.nodes[index].inputs):
+                if name in self.sources:
+                    yield Slot(name, frozenset({(index, slot)}))
+            for name in graph.nodes[index].outputs:
+                if name and name != self.tensor and name not in graph.constant:
+                    yield Slot(name)
+
+    def healed_by(self, value: int, slot: Slot) -> bool:
+        """Whether the tensor comes out right when the value is put into the slot."""
+        found = self.alignment
+        sources = {name: found.expected_for(name, v) for name, v in self.sources.items()}
+        injection = Injection(slot.tensor, found.expected_for(slot.tensor, value), slot.edges)
+        try:
+            actual = found.candidate.region(self.tensor, self.nodes, sources, [injection])
+        except BackendError:  # the value does not fit there
+            return False
+        return found.holds(self.value, actual)
+
+
+def _trials(
+    alignment: Alignment, region: _Region, sites: set[int], border: list[int]
+) -> Iterator[tuple[int, Slot]]:
+    """Values with slots worth trying, earliest value first."""
+    reference, tapped = alignment.reference, alignment.candidate.tapped
+    inside = [v for index in sorted(sites) for v in reference.sites[index].outputs if v != region.value]
+    slots = list(region.slots())
+    count = 0
+    for value in (*border, *inside):
+        array = reference.values[value].array
+        if array is None:
+            continue
+        own = {name for name, v in region.sources.items() if v == value} | set(alignment.matched.get(value, ()))
+        for slot in slots:
+            actual = tapped.get(slot.tensor)
+            fits = actual is not None and actual.size == array.size and actual.dtype.kind == array.dtype.kind
+            if fits and slot.tensor not in own and count < TRIALS:
+                count += 1
+                yield value, slot
+
+
+def _between(alignment: Alignment, forced: dict[str, int], value: int, tensor: str) -> tuple[int, ...]:
+    """The nodes from the tensors that hold a value to another tensor; empty when it does not come from them."""
+    graph = alignment.candidate.graph
+    own = {name for name, v in forced.items() if v == value}
+    nodes, start = graph.region(tensor, forced)
+    return tuple(sorted(nodes)) if own & start else ()
+
+
+def meaningful(alignment: Alignment, sites: tuple[int, ...]) -> list[int]:
+    """The sites that compute something; all of them when none does."""
+    computing = [index for index in sites if not is_reshaping(alignment.reference.sites[index].op)]
+    return computing or list(sites)

@@ -1,0 +1,125 @@
+"""Metrics of one pair of arrays, and the verdict on them.
+
+Floats are subtracted in float64, complex numbers in complex128; integers and booleans compare exactly; NaN and Inf
+must coincide. Every comparison is written so that NaN fails.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.model import Metrics, Noise, Tolerance
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from layerdiff.model import Reference
+
+    Array = NDArray[Any]
+
+# How much farther than its own float64 twin a healthy export may be. Two kernels that round differently are each one
+# floor away from the exact result, so at most two apart; the worst of many elements, fused multiply-adds and the
+# approximate exp, tanh and erf of runtimes take the rest. Calibrated on the zoo: see docs/how-it-works.md.
+NOISE_FACTOR = 12.0
+# A few units in the last place of the largest value: the floor of a value that happened to round exactly is not zero.
+EPSILON_FACTOR = 16.0
+
+_EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
+
+
+def limit_for(expected: Array, dtype: str, noise: Noise | None) -> float:
+    """The largest absolute error that rounding explains, in the units of the values."""
+    if expected.dtype.kind not in "fc":
+        return 0.0
+    finite = np.abs(expected[np.isfinite(expected)]) if expected.size else expected
+    scale = float(finite.max()) if finite.size else 0.0
+    floor = noise.max_abs if noise is not None else 0.0
+    return NOISE_FACTOR * floor + EPSILON_FACTOR * _EPSILON.get(dtype, 2.0**-23) * scale
+
+
+def measure(
+    expected: Array, actual: Array, *, dtype: str = "float32", noise: Noise | None = None, tolerance: Tolerance | None
+) -> Metrics:
+    """Metrics of `actual` against `expected`, two arrays of one shape.
+
+    max_abs, mean_abs and rms are in the units of the values; rel_l2 is ``|a-e| / |e|``; sqnr_db is
+    ``10 log10(|e|^2 / |a-e|^2)``; max_ulp is the worst error in units in the last place of the expected element;
+    norm_ratio is ``|a| / |e|``. Without a fixed `tolerance` an element is within when its error is at most
+    :func:`limit_for`. Elements that are not finite are left out of the sums and must coincide exactly.
+    """
+    e, a = np.asarray(expected), np.asarray(actual)
+    if e.shape != a.shape:
+        raise ValueError(f"shapes differ, {e.shape} vs {a.shape}")
+    limit = limit_for(e, dtype, noise) if tolerance is None else tolerance.atol
+    wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
+    exact_apart = (e != a) if e.dtype.kind in "iub" and a.dtype.kind in "iub" else None
+    e, a = e.astype(wide), a.astype(wide)
+    finite = np.isfinite(e) & np.isfinite(a)
+    same_special = ~finite & ((e == a) | (np.isnan(e) & np.isnan(a)))
+    with np.errstate(invalid="ignore", over="ignore"):
+        gap = np.where(finite, np.abs(a - e), 0.0)
+    allowed = limit if tolerance is None else limit + tolerance.rtol * np.abs(np.where(finite, e, 0.0))
+    good = (finite & (gap <= allowed)) | same_special
+    if exact_apart is not None:
+        good &= ~exact_apart
+    mismatches = int(np.count_nonzero(~finite & ~same_special))
+    ranked = np.where(~finite & ~same_special, np.inf, gap)
+    worst = tuple(int(i) for i in np.unravel_index(int(ranked.argmax()), ranked.shape)) if ranked.size else ()
+    return Metrics(
+        **_sums(np.where(finite, e, 0.0), np.where(finite, a, 0.0), gap, dtype),
+        within=float(np.mean(good)) if good.size else 1.0,
+        worst_index=worst,
+        nonfinite_expected=int(np.count_nonzero(~np.isfinite(e))),
+        nonfinite_actual=int(np.count_nonzero(~np.isfinite(a))),
+        nonfinite_mismatches=mismatches,
+        limit=float(limit),
+        agrees=bool(np.all(good)),
+    )
+
+
+def _sums(e: Array, a: Array, gap: Array, dtype: str) -> dict[str, float]:
+    """The scalar metrics over arrays without NaN or Inf."""
+    if gap.size == 0:
+        zero = dict.fromkeys(("max_abs", "mean_abs", "rms", "rel_l2", "max_ulp"), 0.0)
+        return zero | {"cosine": 1.0, "sqnr_db": float("inf"), "norm_ratio": 1.0}
+    norm_e, norm_a, norm_gap = (float(np.sqrt(np.sum(np.abs(x) ** 2))) for x in (e, a, gap))
+    dot = float(np.real(np.sum(np.conj(e) * a)))
+    spacing = np.maximum(np.abs(e) * _EPSILON.get(dtype, 2.0**-23), np.finfo(np.float32).tiny)
+    both = norm_e * norm_a
+    return {
+        "max_abs": float(gap.max()),
+        "mean_abs": float(gap.mean()),
+        "rms": float(np.sqrt(np.mean(gap * gap))),
+        "rel_l2": _ratio(norm_gap, norm_e),
+        "cosine": dot / both if both > 0 else (1.0 if norm_e == norm_a else 0.0),
+        "sqnr_db": 20 * float(np.log10(norm_e / norm_gap)) if norm_gap > 0 < norm_e else float("inf"),
+        "max_ulp": float((gap / spacing).max()),
+        "norm_ratio": _ratio(norm_a, norm_e) if norm_e != norm_a else 1.0,
+    }
+
+
+def _ratio(top: float, bottom: float) -> float:
+    if bottom > 0:
+        return top / bottom
+    return 0.0 if top == 0 else float("inf")
+
+
+def limits_for(
+    reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None
+) -> dict[int, float]:
+    """The absolute limit of every value that has numbers, by value index."""
+    found = {}
+    for value in reference.values:
+        if value.array is None:
+            continue
+        if tolerance is None:
+            found[value.index] = limit_for(value.array, value.dtype, floor.get(value.index))
+        else:
+            magnitudes = np.abs(value.array[np.isfinite(value.array)]) if value.array.dtype.kind in "fc" else None
+            scale = float(magnitudes.max()) if magnitudes is not None and magnitudes.size else 0.0
+            found[value.index] = tolerance.atol + tolerance.rtol * scale
+    return found

@@ -1,0 +1,249 @@
+"""The nouns of layerdiff: frozen, framework-free, and all that a report is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003  (resolved at run time by the archive)
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Status(str, Enum):
+    """What was found about one call of one layer."""
+
+    AGREES = "agrees"
+    DRIFTS = "drifts"
+    DIVERGES = "diverges"
+    PROPAGATES = "propagates"
+    FOLDED = "folded"
+    UNMATCHED = "unmatched"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Evidence(str, Enum):
+    """Why a reference value and an ONNX tensor were paired, strongest first."""
+
+    OUTPUT = "output"
+    VALUES = "values"
+    ISOLATED_VALUES = "isolated-values"
+    WEIGHTS = "weights"
+    STRUCTURE = "structure"
+    NAMES = "names"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class Kind(str, Enum):
+    """What kind of origin was found."""
+
+    COMPUTED = "computed"  # the layer is there and computes something else
+    DROPPED = "dropped"  # the layer has no counterpart
+    INSERTED = "inserted"  # nodes that the model does not have change what the layer passes on
+
+    def __str__(self) -> str:
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """A fixed limit: an element agrees when ``|actual - expected| <= atol + rtol * |expected|``."""
+
+    rtol: float
+    atol: float
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Distance between the reference in its own precision and its float64 twin, in the units of the values."""
+
+    max_abs: float
+    rms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """How far `actual` is from `expected`; floats are subtracted in float64, NaN and Inf are counted apart."""
+
+    max_abs: float
+    mean_abs: float
+    rms: float
+    rel_l2: float
+    cosine: float
+    sqnr_db: float
+    max_ulp: float
+    norm_ratio: float
+    within: float
+    worst_index: tuple[int, ...]
+    nonfinite_expected: int
+    nonfinite_actual: int
+    nonfinite_mismatches: int
+    limit: float
+    agrees: bool
+
+    @property
+    def times_noise(self) -> float:
+        """The worst error as a multiple of what was allowed for it (1.0 is the limit itself)."""
+        return self.max_abs / self.limit if self.limit > 0 else (0.0 if self.max_abs == 0 else float("inf"))
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One tensor that the reference computed (one version of it, if it was updated in place)."""
+
+    index: int
+    shape: tuple[int, ...]
+    dtype: str
+    array: np.ndarray[Any, Any] | None
+    site: int | None = None
+    parameter: str | None = None
+    constant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One operator that the reference ran, with the module call it ran in."""
+
+    index: int
+    op: str
+    owner: int
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of one module. `index` 0 is the root module."""
+
+    index: int
+    layer: str
+    call: int
+    type: str
+    parent: int | None
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The dataflow graph of one forward pass of the reference: sites, the values between them, the calls around them."""
+
+    values: tuple[Value, ...]
+    sites: tuple[Site, ...]
+    calls: tuple[Call, ...]
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+    parameters: Mapping[str, np.ndarray[Any, Any]]
+    uncalled: Mapping[str, str] = field(default_factory=dict)
+
+    def layer_of(self, site: Site) -> str:
+        """The qualified name of the module whose own forward ran this site."""
+        return self.calls[site.owner].layer
+
+    def producer(self, value: int) -> Site | None:
+        """The site that computed a value; None for inputs, parameters and constants."""
+        index = self.values[value].site
+        return None if index is None else self.sites[index]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A reference value and the ONNX tensor that stands for it, with the reason they were paired."""
+
+    value: int
+    tensor: str
+    evidence: Evidence
+    score: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Healed:
+    """The worst error of the final outputs before and after PyTorch's value was put in; `agrees` after it."""
+
+    before: float
+    after: float
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutputResult:
+    """One final output: `shipped` is the untouched model with all optimisations, `tapped` the run that was examined."""
+
+    name: str
+    tensor: str
+    expected_shape: tuple[int, ...]
+    actual_shape: tuple[int, ...] | None
+    shipped: Metrics | None
+    tapped: Metrics | None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the untouched model's output agrees."""
+        return self.shipped is not None and self.shipped.agrees
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """An origin: a place where good values go in and a wrong one comes out."""
+
+    layer: str
+    call: int
+    type: str
+    op: str | None
+    onnx_nodes: tuple[str, ...]
+    onnx_ops: tuple[str, ...]
+    tensor: str
+    metrics: Metrics | None
+    noise: Noise | None
+    kind: Kind
+    summary: str
+    healed: Healed | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """A cause (slug of the design's list) with its evidence and what to change."""
+
+    cause: str
+    layer: str
+    summary: str
+    evidence: Mapping[str, Any]
+    remedy: str
+    verified: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LayerResult:
+    """What was found about one call of one layer (or one operator, at granularity "op")."""
+
+    layer: str
+    call: int
+    type: str
+    op: str | None
+    onnx_tensor: str | None
+    evidence: Evidence | None
+    status: Status
+    reason: str
+    accumulated: Metrics | None
+    introduced: Metrics | None
+    noise: Noise | None
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How many module calls were compared, folded into another, or not compared (with the reasons)."""
+
+    compared: int
+    folded: int
+    unmatched: Mapping[str, str]
+
+    @property
+    def total(self) -> int:
+        """Every module call and every module that was never called."""
+        return self.compared + self.folded + len(self.unmatched)

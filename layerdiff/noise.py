@@ -1,0 +1,106 @@
+"""The float64 twin: how far the reference is from itself when it is computed without rounding.
+
+A second forward pass runs every operator twice, once as it is and once on float64 shadows of its operands. The shadows
+follow views and in-place updates, control flow stays with the original, and no second model is built. The distance
+between a value and its shadow is the noise floor of that value.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils._pytree import tree_map
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from layerdiff.capture import Recorder, record, tensors_in, to_array
+from layerdiff.model import Noise
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from torch import nn
+
+    from layerdiff.model import Reference
+
+_WIDE = {torch.float16, torch.bfloat16, torch.float32}
+
+
+def noise_floor(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], reference: Reference
+) -> dict[int, Noise]:
+    """The noise floor of every value of a reference, by value index.
+
+    The twin runs without oneDNN: its plain kernels add up in another order, a second and independent look at rounding.
+    A value is left out where the twin did not compute the same graph (a model whose control flow is random, say).
+    """
+    twin = _Twin(model, reference)
+    with torch.backends.mkldnn.flags(enabled=False):
+        record(twin, args, kwargs)
+    return twin.floor
+
+
+class _Twin(Recorder):
+    """Numbers values exactly as the recorder of the reference did, and keeps distances instead of arrays."""
+
+    def __init__(self, model: nn.Module, reference: Reference) -> None:
+        super().__init__(model)
+        self.floor: dict[int, Noise] = {}
+        self._reference_values = reference.values
+        self._shadows: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+    def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        wide_args, wide_kwargs = tree_map(self._shadow_of, (args, kwargs))
+        if wide_kwargs.get("dtype") in _WIDE:
+            wide_kwargs["dtype"] = torch.float64
+        # The shadow goes first: an in-place operator changes what a later shadow would be made from.
+        wide = self._execute_wide(func, wide_args, wide_kwargs)
+        result = func(*args, **kwargs)
+        narrow_tensors = tensors_in(result)
+        wide_tensors = [None] * len(narrow_tensors) if wide is None else tensors_in(wide)
+        for tensor, shadow in zip(narrow_tensors, wide_tensors, strict=True):
+            same = shadow is not None and shadow.shape == tensor.shape
+            self._shadows[tensor] = shadow if same else _widened(tensor)
+        return result
+
+    def _execute_wide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The operator on shadows; None where it has no float64 kernel or draws random numbers."""
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            return None
+        try:
+            return func(*args, **kwargs)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            return None
+
+    def _shadow_of(self, leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor):
+            return leaf
+        if leaf not in self._shadows:
+            self._shadows[leaf] = _widened(leaf)
+        return self._shadows[leaf]
+
+    def keep(self, index: int, tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
+        if index >= len(self._reference_values):
+            return None
+        expected = self._reference_values[index].array
+        wide, plain = to_array(self._shadow_of(tensor)), to_array(tensor)
+        if expected is None or wide is None or plain is None or wide.shape != expected.shape:
+            return None
+        first, second = _distance(expected, wide), _distance(expected, plain)
+        self.floor[index] = Noise(max(first.max_abs, second.max_abs), max(first.rms, second.rms))
+        return None
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to(torch.float64) if tensor.dtype in _WIDE else tensor.clone()
+
+
+def _distance(expected: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Noise:
+    """Worst and root-mean-square distance over the elements that are finite on both sides."""
+    wide = np.complex128 if np.iscomplexobj(expected) else np.float64
+    finite = np.isfinite(expected) & np.isfinite(other)
+    gap = np.abs(expected[finite].astype(wide) - other[finite].astype(wide))
+    if gap.size == 0:
+        return Noise(0.0, 0.0)
+    return Noise(float(gap.max()), float(np.sqrt(np.mean(gap * gap))))

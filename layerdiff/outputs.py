@@ -1,0 +1,155 @@
+"""The final outputs: which of the model's is which of the graph's, and whether they agree."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align.operators import base_name
+from layerdiff.errors import AlignmentError
+from layerdiff.measure import limit_for, measure
+from layerdiff.model import OutputResult
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from layerdiff.graph import Port
+    from layerdiff.model import Metrics, Noise, Reference, Tolerance
+
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPairs:
+    """Output values of the reference with the graph output that stands for each, and how to judge them."""
+
+    reference: Reference
+    tensors: Mapping[int, str]
+    unpaired: tuple[str, ...]
+    floor: Mapping[int, Noise]
+    tolerance: Tolerance | None
+
+    def measured(self, arrays: Mapping[str, Array | None]) -> dict[int, Metrics | None]:
+        """Metrics per output value; None where the shapes differ or the candidate gives no tensor."""
+        return {value: self._metrics(value, arrays.get(name)) for value, name in self.tensors.items()}
+
+    def _metrics(self, value: int, actual: Array | None) -> Metrics | None:
+        known = self.reference.values[value]
+        if known.array is None or actual is None or known.array.shape != actual.shape:
+            return None
+        expected = known.array
+        if expected.dtype.kind in "iu" and (tied := self._tied(value, actual)) is not None:
+            expected, actual = tied
+        return measure(expected, actual, dtype=known.dtype, noise=self.floor.get(value), tolerance=self.tolerance)
+
+    def _tied(self, value: int, actual: Array) -> tuple[Array, Array] | None:
+        """For positions of largest or sorted elements, the elements at those positions: equals may come in any order."""
+        site = self.reference.producer(value)
+        if site is None or base_name(site.op) not in ("argmax", "argmin", "max", "min", "topk", "sort", "argsort"):
+            return None
+        source = self.reference.values[site.inputs[0]]
+        axis = site.arguments.get("dim", -1)
+        expected = self.reference.values[value].array
+        if source.array is None or source.array.ndim == 0 or not isinstance(axis, int) or expected is None:
+            return None
+        if site.arguments.get("dim") is None and base_name(site.op) in ("argmax", "argmin"):
+            flat = source.array.reshape(-1)
+            return _rounded(flat[expected], flat[actual], source.dtype, self.floor.get(site.inputs[0]))
+        if expected.ndim < source.array.ndim:
+            expected, actual = np.expand_dims(expected, axis), np.expand_dims(actual, axis)
+        if actual.size and not (0 <= actual.min() and actual.max() < source.array.shape[axis]):
+            return None
+        left, right = (np.take_along_axis(source.array, i, axis) for i in (expected, actual))
+        return _rounded(left, right, source.dtype, self.floor.get(site.inputs[0]))
+
+    def comparable(self, arrays: Mapping[str, Array]) -> dict[int, str]:
+        """The pairs whose tensor has as many elements as the value."""
+        found = {}
+        for value, name in self.tensors.items():
+            array = self.reference.values[value].array
+            if array is not None and name in arrays and arrays[name].size == array.size:
+                found[value] = name
+        return found
+
+    def results(self, shipped: Mapping[str, Array | None], tapped: Mapping[str, Array]) -> tuple[OutputResult, ...]:
+        """One result per output, in the model's order."""
+        names = {value: name for name, value in reversed(self.reference.outputs.items())}
+        of_shipped, of_tapped = self.measured(shipped), self.measured(tapped)
+        found = []
+        for value, tensor in self.tensors.items():
+            actual = shipped.get(tensor)
+            shape = None if actual is None else actual.shape
+            expected = self.reference.values[value].shape
+            found.append(
+                OutputResult(names[value] or "output", tensor, expected, shape, of_shipped[value], of_tapped[value])
+            )
+        return tuple(found)
+
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence about outputs that have no partner."""
+        if not self.unpaired:
+            return ()
+        return (f"not compared, for want of a partner: output {', '.join(self.unpaired)}",)
+
+    def worst(self, metrics: Mapping[int, Metrics | None]) -> float:
+        """The largest max_abs; infinity where an output cannot be compared or only one side is finite."""
+        return max(
+            (np.inf if m is None or m.nonfinite_mismatches else m.max_abs for m in metrics.values()), default=0.0
+        )
+
+
+def _rounded(expected: Array, actual: Array, dtype: str, noise: Noise | None) -> tuple[Array, Array]:
+    """Elements that are equal within rounding are made equal, so that a tie is no difference."""
+    if expected.dtype.kind not in "f":
+        return expected, actual
+    limit = limit_for(expected, dtype, noise)
+    return expected, np.where(np.abs(actual - expected) <= limit, expected, actual)
+
+
+def pair_outputs(reference: Reference, ports: tuple[Port, ...]) -> tuple[dict[int, str], tuple[str, ...]]:
+    """Output values with the graph output of each, and the outputs on either side that found no partner.
+
+    By name where every graph output is named as the model names it, else by position; where the numbers differ, in
+    order by shape.
+
+    Raises
+    ------
+    AlignmentError
+        Nothing could be paired.
+
+    """
+    named = dict(reference.outputs)
+    names = [port.name for port in ports]
+    if set(names) <= set(named):
+        pairs = [(named[name], name) for name in names]
+    elif len(names) == len(named):
+        pairs = list(zip(named.values(), names, strict=True))
+    else:
+        pairs = _by_shape(reference, ports)
+    # One value may leave twice; the later name is dropped from the pairs, not from the graph.
+    tensors = dict(reversed(pairs))
+    if not tensors:
+        ours = ", ".join(f"{k or 'output'} {reference.values[v].shape}" for k, v in named.items()) or "no tensor"
+        theirs = ", ".join(f"{port.name} {port.shape}" for port in ports) or "nothing"
+        raise AlignmentError(
+            f"outputs cannot be paired: the model returns {ours}, the graph {theirs}; is it an export of this model?"
+        )
+    unpaired = [name for name in names if name not in tensors.values()]
+    unpaired += [name or "output" for name, value in named.items() if value not in tensors]
+    return dict(reversed(list(tensors.items()))), tuple(unpaired)
+
+
+def _by_shape(reference: Reference, ports: tuple[Port, ...]) -> list[tuple[int, str]]:
+    free = list(ports)
+    pairs = []
+    for value in reference.outputs.values():
+        shape = reference.values[value].shape
+        for port in free:
+            wanted = port.shape or shape
+            if len(wanted) == len(shape) and all(w in (None, n) for w, n in zip(wanted, shape, strict=True)):
+                pairs.append((value, port.name))
+                free.remove(port)
+                break
+    return pairs

@@ -1,0 +1,42 @@
+"""A progress bar on stderr that can be turned off."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as RichProgress
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+STAGES = 6
+
+
+class Progress:
+    """Names the stage that runs; silent when disabled."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        self._bar = RichProgress(*columns, console=Console(file=sys.stderr), disable=not enabled)
+        self._task = self._bar.add_task("starting", total=STAGES)
+
+    def __enter__(self) -> Progress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.update(self._task, completed=STAGES, description="done" if error is None else "stopped")
+        self._bar.stop()
+
+    def stage(self, description: str) -> None:
+        """Begin the next stage; a new sample starts over."""
+        self._bar.update(self._task, description=description)
+        task = self._bar.tasks[0]
+        if task.completed >= STAGES:
+            self._bar.reset(self._task)
+        self._bar.advance(self._task)

@@ -1,0 +1,6 @@
+"""Reports: what a trace found, and the views of it. Views only read."""
+
+from layerdiff.report.archive import load
+from layerdiff.report.record import Report, combine
+
+__all__ = ["Report", "combine", "load"]

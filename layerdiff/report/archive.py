@@ -1,0 +1,117 @@
+"""Reports as files: JSON, read back without executing anything, written in one step.
+
+NaN and Inf are not JSON: they are kept as the strings "NaN", "Infinity" and "-Infinity".
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from layerdiff.errors import InputError
+from layerdiff.report.record import Report
+
+FORMAT = "layerdiff-report"
+VERSION = 1
+_SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+def to_dict(report: Report) -> dict[str, Any]:
+    """The report as plain data, with the derived facts a script wants to read."""
+    derived = {"agrees": report.agrees, "verdict": report.verdict}
+    return {"format": FORMAT, "version": VERSION, **derived, **_plain(report)}
+
+
+def save(report: Report, path: str | Path) -> Path:
+    """Write a report; a file that is already there stays whole until the new one is complete."""
+    target = Path(path)
+    text = json.dumps(to_dict(report), indent=1, allow_nan=False)
+    write_atomically(target, text)
+    return target
+
+
+def write_atomically(target: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    if not target.parent.is_dir():
+        raise InputError(f"{target}: the folder {target.parent} does not exist; make it first")
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def load(path: str | Path) -> Report:
+    """The report in a file that :meth:`Report.save` wrote.
+
+    Raises
+    ------
+    InputError
+        No such file, or not a report of this version.
+
+    """
+    source = Path(path)
+    if not source.is_file():
+        raise InputError(f"{source}: no such file; give a report that Report.save wrote")
+    try:
+        content = json.loads(source.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{source}: not a layerdiff report ({error})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{source}: JSON, but not a layerdiff report")
+    if content.get("version") != VERSION:
+        raise InputError(f"{source}: report version {content.get('version')!r}, this layerdiff reads {VERSION}")
+    try:
+        report = _built(Report, content)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{source}: a layerdiff report with damaged content ({error})") from error
+    assert isinstance(report, Report)
+    return report
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
+
+
+def _built(wanted: Any, value: Any) -> Any:
+    """A value of the wanted type from plain data; the types come from the dataclasses, never from the file."""
+    origin = get_origin(wanted)
+    if origin in (Union, types.UnionType):
+        options = [option for option in get_args(wanted) if option is not type(None)]
+        return None if value is None else _built(options[0], value)
+    if is_dataclass(wanted) and isinstance(wanted, type):
+        hints = get_type_hints(wanted)
+        return wanted(**{f.name: _built(hints[f.name], value[f.name]) for f in fields(wanted)})
+    if isinstance(wanted, type) and issubclass(wanted, Enum):
+        return wanted(value)
+    if origin is tuple:
+        inner = get_args(wanted)[0]
+        return tuple(_built(inner, item) for item in value)
+    if origin is Mapping:
+        return {key: _built(get_args(wanted)[1], item) for key, item in value.items()}
+    if wanted is float:
+        return float(_SPECIAL.get(value, value))
+    if wanted in (int, str, bool) and not isinstance(value, wanted):
+        raise TypeError(f"wanted {wanted.__name__}, got {value!r}")
+    return value

@@ -1,0 +1,42 @@
+"""The report as a table."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from layerdiff.model import Metrics
+
+if TYPE_CHECKING:
+    from layerdiff.model import LayerResult
+    from layerdiff.report.record import Report
+
+METRICS = tuple(field.name for field in fields(Metrics))
+
+
+def to_frame(report: Report) -> pd.DataFrame:
+    """One row per layer in execution order.
+
+    Columns: layer, call, type, op, onnx_tensor, evidence, status, reason, noise (max-abs distance to the float64 twin),
+    then every metric of the normal run under its own name and every metric of the isolated run as ``introduced_…``.
+    """
+    return pd.DataFrame([_row(result) for result in report.layers])
+
+
+def _row(result: LayerResult) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "layer": result.layer,
+        "call": result.call,
+        "type": result.type,
+        "op": result.op,
+        "onnx_tensor": result.onnx_tensor,
+        "evidence": None if result.evidence is None else str(result.evidence),
+        "status": str(result.status),
+        "reason": result.reason,
+        "noise": None if result.noise is None else result.noise.max_abs,
+    }
+    for prefix, metrics in (("", result.accumulated), ("introduced_", result.introduced)):
+        row |= {prefix + name: None if metrics is None else getattr(metrics, name) for name in METRICS}
+    return row

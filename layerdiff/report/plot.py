@@ -1,0 +1,117 @@
+"""The report as one picture: the error of every layer in execution order, above its noise floor."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from layerdiff.model import Status
+from layerdiff.report.text import layer_name
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+
+    from layerdiff.model import LayerResult
+    from layerdiff.report.record import Report
+
+COLOURS = {
+    Status.AGREES: "#2e7d32",
+    Status.FOLDED: "#9e9e9e",
+    Status.DRIFTS: "#f9a825",
+    Status.PROPAGATES: "#ef6c00",
+    Status.DIVERGES: "#c62828",
+}
+SMALLEST = 1e-12
+
+
+def plot(report: Report, path: str | Path | None = None) -> Figure:
+    """A figure with one point per layer call; written to `path` when one is given (format by its suffix)."""
+    shown = [r for r in report.layers if r.status is not Status.UNMATCHED]
+    figure = Figure(figsize=(min(18.0, max(8.0, 3 + 0.14 * len(shown))), 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    _draw(axes, shown)
+    _name_divergences(axes, report, shown)
+    _dress(axes, shown)
+    axes.set_title(_title(report), loc="left", fontsize=11)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
+def _error(result: LayerResult) -> float:
+    metrics = result.accumulated
+    if metrics is None:
+        return float("nan")
+    return max(metrics.max_abs, SMALLEST) if metrics.nonfinite_mismatches == 0 else float("inf")
+
+
+def _draw(axes: Axes, shown: list[LayerResult]) -> None:
+    xs = np.arange(len(shown))
+    errors = np.array([_error(r) for r in shown])
+    top = np.nanmax(np.where(np.isfinite(errors), errors, np.nan), initial=SMALLEST)
+    errors = np.where(np.isinf(errors), top * 10, errors)
+    limits = [r.accumulated.limit if r.accumulated else np.nan for r in shown]
+    floor = [max(r.noise.max_abs, SMALLEST) if r.noise and r.accumulated else np.nan for r in shown]
+    axes.fill_between(xs, SMALLEST / 10, limits, step="mid", color="#cfd8dc", alpha=0.6, linewidth=0, label="explained by rounding")
+    axes.plot(xs, floor, drawstyle="steps-mid", color="#78909c", linewidth=0.8, label="noise floor (float64 twin)")
+    for status, colour in COLOURS.items():
+        picked = [i for i, r in enumerate(shown) if r.status is status]
+        if not picked:
+            continue
+        hollow = status is Status.FOLDED
+        heights = [_folded_height(errors, i) if hollow else errors[i] for i in picked]
+        axes.scatter(
+            picked, heights, s=70 if status is Status.DIVERGES else 26, facecolors="none" if hollow else colour,
+            edgecolors=colour, zorder=3, label=str(status), marker="D" if status is Status.DIVERGES else "o",
+        )  # fmt: skip
+    introduced = [r.introduced.max_abs if r.introduced and r.introduced.max_abs > 0 else np.nan for r in shown]
+    if any(r.status is Status.PROPAGATES for r in shown):
+        axes.plot(xs, introduced, "x", color="#1565c0", markersize=4, label="introduced by the layer alone", zorder=2)
+    axes.set_yscale("log")
+
+
+def _folded_height(errors: np.ndarray, index: int) -> float:  # type: ignore[type-arg]
+    """A folded layer has no error of its own: it is drawn level with the next layer that has one."""
+    later = errors[index:]
+    known = later[~np.isnan(later)]
+    return float(known[0]) if known.size else SMALLEST
+
+
+def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
+    for number, divergence in enumerate(report.divergences[:4]):
+        at = next((i for i, r in enumerate(shown) if (r.layer, r.call) == (divergence.layer, divergence.call)), None)
+        if at is None:
+            continue
+        first = number == 0
+        axes.axvline(at, color=COLOURS[Status.DIVERGES], linewidth=1.2 if first else 0.7, linestyle="-" if first else ":", zorder=1)
+        axes.annotate(
+            f"{layer_name(divergence.layer)}" + (f"\n{divergence.type}, first divergence" if first else ""),
+            (at, 0.98 - 0.07 * number), xycoords=("data", "axes fraction"), xytext=(6 if at < len(shown) * 0.7 else -6, 0),
+            textcoords="offset points", va="top", ha="left" if at < len(shown) * 0.7 else "right",
+            fontsize=10 if first else 8, color=COLOURS[Status.DIVERGES], weight="bold" if first else "normal",
+        )  # fmt: skip
+
+
+def _dress(axes: Axes, shown: list[LayerResult]) -> None:
+    step = max(1, len(shown) // 60)
+    ticks = list(range(0, len(shown), step))
+    axes.set_xticks(ticks, [layer_name(shown[i].layer) for i in ticks], rotation=90, fontsize=6)
+    axes.set_xlim(-1, max(1, len(shown)))
+    axes.set_ylabel("max-abs error against PyTorch")
+    axes.grid(axis="y", alpha=0.25)
+    low, high = axes.get_ylim()
+    axes.set_ylim(max(low, SMALLEST / 2), high * 5)
+    handles, _ = axes.get_legend_handles_labels()
+    if handles:
+        axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+
+
+def _title(report: Report) -> str:
+    if report.agrees:
+        return f"PyTorch and ONNX agree: {report.coverage.compared} module calls compared"
+    first = report.first_divergence
+    return "The outputs differ" if first is None else f"First divergence: {layer_name(first.layer)}"

@@ -1,0 +1,119 @@
+"""The report itself: frozen data, with one method per view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping  # noqa: TC003  (resolved at run time by the archive)
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from layerdiff.model import Coverage, Diagnosis, Divergence, LayerResult, OutputResult  # noqa: TC001  (archive)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a trace found.
+
+    Attributes
+    ----------
+    divergences
+        Independent origins in execution order.
+    diagnoses
+        Causes, most certain first.
+    outputs
+        One result per final output.
+    layers
+        One result per module call (per operator at granularity "op"), in execution order.
+    coverage
+        How many module calls were compared, folded, or left out and why.
+    environment
+        Versions, providers, optimisation level, seed.
+    warnings
+        What the reader should know besides.
+
+    """
+
+    divergences: tuple[Divergence, ...]
+    diagnoses: tuple[Diagnosis, ...]
+    outputs: tuple[OutputResult, ...]
+    layers: tuple[LayerResult, ...]
+    coverage: Coverage
+    environment: Mapping[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    sample: int = 0
+    samples: int = 1
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every compared output of the model that ships agrees with the reference."""
+        return all(output.agrees for output in self.outputs)
+
+    @property
+    def first_divergence(self) -> Divergence | None:
+        """The origin that comes first in execution order."""
+        return self.divergences[0] if self.divergences else None
+
+    @property
+    def verdict(self) -> str:
+        """One sentence (or a few) to paste in a chat."""
+        from layerdiff.report.text import verdict
+
+        return verdict(self)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per layer, with its status and metrics."""
+        from layerdiff.report.frame import to_frame
+
+        return to_frame(self)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The error of every layer in execution order on a log axis; written to `path` when one is given."""
+        from layerdiff.report.plot import plot
+
+        return plot(self, path)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one self-contained HTML page and return its path."""
+        from layerdiff.report.html import write_html
+
+        return write_html(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers; :func:`layerdiff.load` reads them back from a file."""
+        from layerdiff.report.archive import to_dict
+
+        return to_dict(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the report as JSON and return its path; an existing file is replaced in one step."""
+        from layerdiff.report.archive import save
+
+        return save(self, path)
+
+    def _repr_html_(self) -> str:
+        from layerdiff.report.html import fragment
+
+        return fragment(self)
+
+    def __str__(self) -> str:
+        from layerdiff.report.text import summary
+
+        return summary(self)
+
+
+def combine(reports: Sequence[Report]) -> Report:
+    """The report to show for several samples: the first sample that disagrees, else the one with the largest error."""
+    worst = next((i for i, report in enumerate(reports) if not report.agrees), None)
+    if worst is None:
+        worst = max(range(len(reports)), key=lambda i: _error(reports[i]))
+    return replace(reports[worst], sample=worst, samples=len(reports))
+
+
+def _error(report: Report) -> float:
+    return max((o.shipped.times_noise for o in report.outputs if o.shipped is not None), default=0.0)

@@ -1,0 +1,161 @@
+"""The report in words."""
+
+from __future__ import annotations
+
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from layerdiff.model import Kind, Status
+
+if TYPE_CHECKING:
+    from layerdiff.model import Divergence, LayerResult
+    from layerdiff.report.record import Report
+
+MARKS = {
+    Status.AGREES: "green",
+    Status.FOLDED: "dim",
+    Status.UNMATCHED: "dim",
+    Status.DRIFTS: "yellow",
+    Status.PROPAGATES: "yellow",
+    Status.DIVERGES: "bold red",
+}
+
+
+def layer_name(layer: str) -> str:
+    """A layer as it is shown: the root module has no path of its own."""
+    return layer or "(root)"
+
+
+def verdict(report: Report) -> str:
+    """What happened, in sentences a person can paste in a chat."""
+    where = f" (sample {report.sample + 1} of {report.samples})" if report.samples > 1 else ""
+    if report.agrees:
+        return f"PyTorch and ONNX agree{where}: {_worst_output(report)}; {_coverage(report)}."
+    first = report.first_divergence
+    if first is None:
+        return _unlocated(report, where)
+    sentences = [f"{_accusation(first)}{where}."]
+    if first.healed is not None:
+        sentences.append(_proof(first))
+    others = report.divergences[1:]
+    if others:
+        names = ", ".join(layer_name(d.layer) for d in others[:5])
+        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
+        sentences.append(f"Independent origins after it: {names}{more}.")
+    sentences.append(f"{_consequences(report)}.")
+    return " ".join(sentences)
+
+
+def _accusation(first: Divergence) -> str:
+    name = layer_name(first.layer) + (f" (call {first.call})" if first.call else "")
+    error = ""
+    if first.metrics is not None:
+        times = first.metrics.times_noise
+        scaled = f", {times:,.0f} × what rounding explains" if times < 1e12 else ""
+        error = f" (max-abs {first.metrics.max_abs:.3g}{scaled})"
+    operator = f", operator {first.op}" if first.op else ""
+    verb = {
+        Kind.COMPUTED: "is the first layer that diverges",
+        Kind.DROPPED: "is the first layer that diverges",
+        Kind.INSERTED: "is the layer behind which the graph first diverges",
+    }[first.kind]
+    return f"{name} [{first.type}{operator}] {verb}{error}: {first.summary}"
+
+
+def _proof(first: Divergence) -> str:
+    healed = first.healed
+    assert healed is not None
+    if healed.agrees:
+        return f"Proven: with PyTorch's value put in there the final outputs agree (max-abs {healed.before:.3g} → {healed.after:.2g})."
+    change = f"max-abs {healed.before:.3g} → {healed.after:.3g}"
+    if healed.after < healed.before / 2:
+        return f"With PyTorch's value put in there the final error shrinks but stays ({change})."
+    return f"Not proven: with PyTorch's value put in there the final outputs still differ ({change})."
+
+
+def _consequences(report: Report) -> str:
+    counts = {status: sum(1 for r in report.layers if r.status is status) for status in Status}
+    parts = []
+    if counts[Status.PROPAGATES]:
+        parts.append(f"{counts[Status.PROPAGATES]} later layers only pass the error on")
+    parts.append(f"{counts[Status.AGREES]} layers agree")
+    if counts[Status.FOLDED]:
+        parts.append(f"{counts[Status.FOLDED]} are folded into others")
+    return ", ".join(parts)
+
+
+def _unlocated(report: Report, where: str) -> str:
+    worst = _worst_output(report)
+    if all(o.tapped is not None and o.tapped.agrees for o in report.outputs):
+        return (
+            f"The outputs differ as the model ships{where} ({worst}), but agree when the runtime's graph "
+            "optimisations are off: the graph is right and an optimisation of the runtime is not."
+        )
+    return f"The outputs differ{where} ({worst}), but no layer could be accused."
+
+
+def _worst_output(report: Report) -> str:
+    measured = [o for o in report.outputs if o.shipped is not None]
+    if not measured:
+        shapes = ", ".join(f"{o.name}: {o.expected_shape} vs {o.actual_shape}" for o in report.outputs)
+        return f"shapes {shapes}"
+    worst = max(measured, key=lambda o: o.shipped.times_noise if o.shipped else 0.0)
+    assert worst.shipped is not None
+    return f"output {worst.name} within max-abs {worst.shipped.max_abs:.2g}"
+
+
+def _coverage(report: Report) -> str:
+    covered = report.coverage
+    left = f", {len(covered.unmatched)} not compared" if covered.unmatched else ""
+    return f"{covered.compared} module calls compared, {covered.folded} folded{left}"
+
+
+def summary(report: Report) -> str:
+    """The verdict, the warnings and a table of the layers that matter, as plain text."""
+    out = StringIO()
+    print_report(report, Console(file=out, width=120, no_color=True, highlight=False))
+    return out.getvalue()
+
+
+def print_report(report: Report, console: Console, rows: int = 12) -> None:
+    """Print the verdict and the table around the first divergence."""
+    console.print(verdict(report), style="bold green" if report.agrees else "bold", markup=False, soft_wrap=True)
+    for warning in report.warnings:
+        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+    shown = _window(report, rows)
+    if not shown:
+        return
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for heading in ("layer", "type", "status", "introduced", "accumulated", "noise", "ONNX tensor"):
+        numeric = heading in ("introduced", "accumulated", "noise")
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for result in shown:
+        table.add_row(*_cells(result), style=MARKS[result.status])
+    console.print(table)
+
+
+def _window(report: Report, rows: int) -> list[LayerResult]:
+    """The layers around the first divergence; nothing when all agree."""
+    at = next((i for i, r in enumerate(report.layers) if r.status is Status.DIVERGES), None)
+    if at is None:
+        return [] if report.agrees else list(report.layers[-rows:])
+    start = max(0, at - rows // 2)
+    return list(report.layers[start : start + rows])
+
+
+def _cells(result: LayerResult) -> tuple[str, ...]:
+    def number(value: float | None) -> str:
+        return "" if value is None else f"{value:.2e}"
+
+    return (
+        layer_name(result.layer) + (f" #{result.call}" if result.call else ""),
+        result.op or result.type,
+        str(result.status),
+        number(result.introduced.max_abs if result.introduced else None),
+        number(result.accumulated.max_abs if result.accumulated else None),
+        number(result.noise.max_abs if result.noise else None),
+        result.onnx_tensor or result.reason,
+    )

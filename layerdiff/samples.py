@@ -1,0 +1,146 @@
+"""What the user gives as inputs, as samples: arguments for the reference and arrays for the candidate."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from layerdiff.capture import named_tensors, to_array
+from layerdiff.errors import SampleError
+
+if TYPE_CHECKING:
+    from layerdiff.graph import Port
+
+    Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The arguments of one forward call."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+
+def samples(inputs: Any) -> Iterator[Sample]:
+    """One sample for a tensor, array, tuple, dict or file; one for each item of a list or another iterable.
+
+    A tuple holds positional arguments, a dict keyword arguments, an ``.npz`` either (``arr_0``, ``arr_1``, … are
+    positional, other names are keywords).
+    """
+    if isinstance(inputs, (torch.Tensor, np.ndarray, tuple, Mapping, str, Path)):
+        yield _sample(inputs)
+        return
+    if not isinstance(inputs, Iterable):
+        raise SampleError(
+            f"inputs: a {type(inputs).__name__} is no sample; give a tensor, an array, a tuple of arguments, "
+            "a dict of keyword arguments, an .npy or .npz path, or a list of those"
+        )
+    count = 0
+    for count, item in enumerate(inputs, 1):  # noqa: B007  the count is read after the loop
+        yield _sample(item)
+    if count == 0:
+        raise SampleError("inputs: an empty list; give at least one sample")
+
+
+def _sample(item: Any) -> Sample:
+    if isinstance(item, (str, Path)):
+        return _sample(_read(Path(item)))
+    if isinstance(item, Mapping):
+        return Sample(kwargs={str(name): _tensor(value) for name, value in item.items()})
+    values = item if isinstance(item, tuple) else (item,)
+    if not values:
+        raise SampleError("inputs: an empty tuple; the model gets no arguments")
+    return Sample(args=tuple(_tensor(value) for value in values))
+
+
+def _tensor(value: Any) -> Any:
+    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise SampleError(f"{path}: no such file; give an .npy or .npz file with the model's inputs")
+    try:
+        content = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise SampleError(f"{path}: not an .npy or .npz file without pickled objects ({error})") from error
+    if isinstance(content, np.ndarray):
+        return content
+    with content:
+        arrays = {name: content[name] for name in content.files}
+    positional = [f"arr_{i}" for i in range(len(arrays))]
+    return tuple(arrays[name] for name in positional) if set(arrays) == set(positional) else arrays
+
+
+def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -> dict[str, Array]:
+    """The candidate's inputs, by name: matched by argument name where all names are known, else by position.
+
+    Raises
+    ------
+    SampleError
+        Another number of inputs, or one of another type or shape, than the graph declares.
+
+    """
+    given = _named_arguments(sample, model)
+    arrays = {name: array for name, t in given.items() if (array := to_array(t)) is not None}
+    if {port.name for port in ports} <= set(arrays):
+        chosen = {port.name: arrays[port.name] for port in ports}
+    elif len(ports) == len(arrays):
+        chosen = {port.name: array for port, array in zip(ports, arrays.values(), strict=True)}
+    else:
+        wanted = ", ".join(f"{port.name} {_describe(port.dtype, port.shape)}" for port in ports)
+        got = ", ".join(f"{name} {_describe(str(a.dtype), a.shape)}" for name, a in arrays.items())
+        raise SampleError(
+            f"the ONNX model has {len(ports)} inputs ({wanted}), the sample has {len(arrays)} ({got}); "
+            "give the same inputs to both, by name or in the order of the graph"
+        )
+    for port in ports:
+        _check(port, chosen[port.name])
+    return chosen
+
+
+def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Every tensor of the sample under its argument's name (and its path inside, for nested arguments)."""
+    try:
+        bound = inspect.signature(model.forward).bind(*sample.args, **sample.kwargs)
+    except (TypeError, ValueError):
+        return named_tensors((*sample.args, *sample.kwargs.values()))
+    found: dict[str, torch.Tensor] = {}
+    for name, value in bound.arguments.items():
+        parameter = inspect.signature(model.forward).parameters[name]
+        many = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        for path, tensor in named_tensors(value).items():
+            label = path if many and parameter.kind is inspect.Parameter.VAR_KEYWORD else f"{name}.{path}"
+            found[label.rstrip(".")] = tensor
+    return found
+
+
+def _check(port: Port, array: Array) -> None:
+    if port.dtype and str(array.dtype) != port.dtype and port.dtype != "bfloat16":
+        raise SampleError(
+            f"input {port.name!r}: the ONNX model wants {port.dtype}, the sample has {array.dtype}; "
+            f"convert it, for instance with .astype({port.dtype!r})"
+        )
+    if port.shape is None:
+        return
+    same = len(port.shape) == array.ndim and all(
+        want is None or want == got for want, got in zip(port.shape, array.shape, strict=True)
+    )
+    if not same:
+        raise SampleError(
+            f"input {port.name!r}: the ONNX model wants shape {_describe('', port.shape)}, the sample has "
+            f"{array.shape}; feed that shape, or export with dynamic axes"
+        )
+
+
+def _describe(dtype: str, shape: tuple[int | None, ...] | None) -> str:
+    if shape is None:
+        return dtype
+    return f"{dtype}({', '.join('?' if n is None else str(n) for n in shape)})"

@@ -1,0 +1,161 @@
+"""trace(): capture, expose, align, walk back, heal, report."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from layerdiff.align import align
+from layerdiff.backends import OnnxRuntime
+from layerdiff.candidate import Candidate
+from layerdiff.capture import capture
+from layerdiff.environment import environment
+from layerdiff.errors import InputError
+from layerdiff.findings import finding
+from layerdiff.graph import Graph, load
+from layerdiff.heal import heal
+from layerdiff.layers import LayerBook, coverage
+from layerdiff.localise import find_origins
+from layerdiff.measure import limits_for
+from layerdiff.model import Tolerance
+from layerdiff.noise import noise_floor
+from layerdiff.outputs import OutputPairs, pair_outputs
+from layerdiff.progress import Progress
+from layerdiff.report import Report, combine
+from layerdiff.samples import feeds_for, samples
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx
+    from torch import nn
+
+    from layerdiff.backends import Backend
+    from layerdiff.samples import Sample
+
+log = logging.getLogger("layerdiff")
+
+
+def trace(  # noqa: PLR0913  the one function that may have more than five parameters
+    reference: nn.Module,
+    candidate: str | Path | onnx.ModelProto,
+    inputs: Any,
+    *,
+    tolerance: Literal["auto"] | Tolerance = "auto",
+    backend: Backend | None = None,
+    granularity: Literal["module", "op"] = "module",
+    progress: bool = True,
+) -> Report:
+    """The first layer at which an ONNX export disagrees with the model it was made from, with proof.
+
+    Parameters
+    ----------
+    reference
+        The PyTorch model. It runs as it is (train or eval) and is left exactly as it was.
+    candidate
+        The exported model: a path, or a ``ModelProto``. It is never modified.
+    inputs
+        What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
+        arguments, an ``.npy`` or ``.npz`` path, or a list of those for several samples.
+    tolerance
+        "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed :class:`Tolerance`.
+    backend
+        What runs the candidate; ONNX Runtime on the CPU by default.
+    granularity
+        Report one result per module call, or one per operator.
+    progress
+        Show a progress bar on stderr.
+
+    Raises
+    ------
+    InputError
+        The file or a sample cannot be used.
+    ReferenceFailedError
+        The model raised.
+    BackendError
+        The runtime refused the graph.
+    AlignmentError
+        No output of the model could be paired with one of the graph.
+
+    """
+    if not isinstance(reference, torch.nn.Module):
+        raise InputError(f"reference: wanted a torch.nn.Module, got a {type(reference).__name__}; pass the model itself")
+    _check_options(tolerance, granularity)
+    warnings = _training_warning(reference)
+    graph = Graph(load(candidate))
+    job = _Job(reference, candidate, graph, backend or OnnxRuntime(), tolerance, granularity, warnings)
+    with Progress(enabled=progress) as bar:
+        return combine([job.examine(sample, bar) for sample in samples(inputs)])
+
+
+class _Job:
+    """What stays the same from sample to sample."""
+
+    def __init__(  # noqa: PLR0913  a plain record of the caller's options
+        self,
+        model: nn.Module,
+        source: str | Path | onnx.ModelProto,
+        graph: Graph,
+        backend: Backend,
+        tolerance: Literal["auto"] | Tolerance,
+        granularity: str,
+        warnings: tuple[str, ...],
+    ) -> None:
+        self._model, self._source, self._graph, self._backend = model, source, graph, backend
+        self._tolerance = None if isinstance(tolerance, str) else tolerance
+        self._granularity = granularity
+        self._warnings = warnings
+
+    def examine(self, sample: Sample, bar: Progress) -> Report:
+        """The report on one sample."""
+        candidate = Candidate(
+            self._source, self._graph, self._backend, feeds_for(self._graph.inputs, sample, self._model)
+        )
+        bar.stage("running PyTorch")
+        reference = capture(self._model, sample.args, sample.kwargs)
+        bar.stage("measuring the noise floor")
+        floor = noise_floor(self._model, sample.args, sample.kwargs, reference)
+        limits = limits_for(reference, floor, self._tolerance)
+        bar.stage("running the ONNX model")
+        outputs = OutputPairs(reference, *pair_outputs(reference, self._graph.outputs), floor, self._tolerance)
+        results = outputs.results(candidate.shipped, candidate.tapped)
+        bar.stage("aligning layers")
+        alignment = align(reference, candidate, outputs, limits)
+        bar.stage("proving the accusation")
+        origins = find_origins(alignment)
+        proofs = heal(alignment, origins, outputs)
+        found = [finding(alignment, o, floor, self._tolerance, h) for o, h in zip(origins, proofs, strict=True)]
+        bar.stage("writing the report")
+        book = LayerBook(alignment, floor, self._tolerance, [call for call, _ in found])
+        calls = book.calls()
+        return Report(
+            divergences=tuple(divergence for _, divergence in found),
+            diagnoses=(),
+            outputs=results,
+            layers=calls if self._granularity == "module" else book.operators(),
+            coverage=coverage(calls, reference.uncalled),
+            environment=environment(self._backend, self._source),
+            warnings=self._warnings + outputs.warnings(),
+        )
+
+
+def _check_options(tolerance: object, granularity: object) -> None:
+    if not isinstance(tolerance, Tolerance) and tolerance != "auto":
+        raise InputError(f'tolerance: wanted "auto" or a Tolerance(rtol, atol), got {tolerance!r}')
+    if granularity not in ("module", "op"):
+        raise InputError(f'granularity: wanted "module" or "op", got {granularity!r}')
+
+
+def _training_warning(model: nn.Module) -> tuple[str, ...]:
+    """What train mode does to the layers that behave differently in it."""
+    norms = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+    drops = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.dropout._DropoutNd)]  # noqa: SLF001
+    if not norms and not drops:
+        return ()
+    effects = [f"{len(norms)} BatchNorm layers use the statistics of the batch"] if norms else []
+    effects += [f"{len(drops)} Dropout layers drop at random"] if drops else []
+    text = f"the reference is in train mode: {' and '.join(effects)}; call model.eval() first unless that is meant"
+    log.warning(text)
+    return (text,)
