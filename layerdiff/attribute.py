@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.operators import base_name
+from layerdiff.align.operators import base_name, likeness, only_moves
 from layerdiff.align.weights import channel_factors, parameters_of_sites
 from layerdiff.localise import meaningful
 
@@ -29,28 +29,28 @@ def blame(alignment: Alignment, origin: Origin) -> tuple[int, str | None]:
     """The call that holds the fault, and the operator inside it when there is one only."""
     reference = alignment.reference
     if origin.inserted:
-        site = reference.producer(origin.value)
+        site = reference.producer(alignment.root(origin.value))
         return _call_of_value(alignment, origin), None if site is None else site.op
     sites = [reference.sites[index] for index in meaningful(alignment, origin.sites)]
     if not sites:
         return 0, None
-    sites = _unfolded(alignment, origin, sites)
+    sites = _standing_alone(alignment, origin, _unfolded(alignment, origin, sites))
     owners = {site.owner for site in sites}
     op = sites[0].op if len(sites) == 1 else None
     return _common_call(reference, owners), op
 
 
 def _call_of_value(alignment: Alignment, origin: Origin) -> int:
-    """The layer an inserted node belongs to: the one that made the value if all its readers see the change."""
+    """The layer that inserted nodes belong to: the maker of the value if all its readers see the change."""
     reference, graph = alignment.reference, alignment.candidate.graph
-    site = reference.producer(origin.value)
-    inserted = set(origin.nodes)
-    sources = {t for t, v in alignment.forced().items() if v == origin.value}
+    root = alignment.root(origin.value)
+    site = reference.producer(root)
+    sources = alignment.tensors_of(root) | alignment.tensors_of(origin.value)
     readers = {n for t in sources for n, _ in graph.consumers.get(t, ()) if n in graph.live_nodes}
-    if site is not None and readers <= inserted:
-        ends = [call for call in reference.calls if origin.value in call.outputs]
-        return max(ends, key=lambda call: call.layer.count(".")).index if ends else site.owner
-    using = [s for s in reference.sites if origin.value in s.inputs]
+    if site is not None and readers <= set(origin.nodes):
+        return site.owner
+    family = set(alignment.families[root].members) if root in alignment.families else {root}
+    using = [s for s in reference.sites if family.intersection(s.inputs) and not only_moves(s.op)]
     return using[0].owner if using else 0
 
 
@@ -82,6 +82,16 @@ def _unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[S
     return [norms[0] if verdict == "norm" else heavy[0]]
 
 
+def _standing_alone(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
+    """Where one node stands for several sites and is of the kind of only one of them: that one."""
+    if len(sites) < 2 or len(origin.nodes) != 1:
+        return sites
+    op = alignment.candidate.graph.nodes[origin.nodes[0]].op
+    kin = [site for site in sites if likeness(site.op, op) > 0]
+    strangers = [site for site in sites if likeness(site.op, op) < 0 or base_name(site.op) == "constant_pad_nd"]
+    return kin if len(kin) == 1 and len(kin) + len(strangers) == len(sites) else sites
+
+
 def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site) -> str:
     """"right" when the folded weights are what they should be, else which of the two they accuse."""
     reference = alignment.reference
@@ -91,7 +101,7 @@ def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site)
     if weight is None or carried is None:
         return _affine_verdict(alignment, origin, heavy)
     factors, residual = channel_factors(weight, carried)
-    if residual > 1e-3:
+    if residual > 3 * _FOLD_TOLERANCE:
         return "heavy"
     statistics = {n.rpartition(".")[2]: reference.parameters[n] for n in names.get(norm.index, ())}
     if "running_var" not in statistics:

@@ -28,7 +28,7 @@ def heal(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) 
         if not origin.provable:
             proofs.append(None)
             continue
-        value = alignment.expected_for(origin.slot.tensor, origin.value)
+        value = alignment.expected_for(origin.slot.tensor, origin.value, origin.slot.axes)
         injections.append(Injection(origin.slot.tensor, value, origin.slot.edges))
         metrics = outputs.measured(alignment.candidate.outputs_with(injections))
         after = outputs.worst(metrics)

@@ -7,10 +7,10 @@ again ends the faulty stretch: what comes after it is innocent. Trials run on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from layerdiff.align.operators import is_reshaping
+from layerdiff.align.operators import only_moves
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
 
@@ -28,10 +28,14 @@ TRIALS = 150
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A place of the candidate graph where a value can be put: a tensor, or one edge from it to a node."""
+    """A place of the candidate graph where a value can be put: a tensor, or one edge from it to a node.
+
+    `axes` permutes the value first, where the candidate keeps it in another layout.
+    """
 
     tensor: str
     edges: frozenset[tuple[int, int]] | None = None
+    axes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,14 @@ def find_origins(alignment: Alignment) -> list[Origin]:
     found = [_narrowed(alignment, forced, tensor) for tensor in sorted(wrong, key=lambda t: position.get(t, -1))]
     if not found:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
-    return sorted(found, key=lambda origin: max(origin.sites, default=-1))
+    # Two wrong tensors can lead back to one place.
+    places = {origin.slot: origin for origin in reversed(found)}
+    return sorted(places.values(), key=lambda origin: _made_at(alignment, origin.value))
+
+
+def _made_at(alignment: Alignment, value: int) -> int:
+    site = alignment.reference.producer(alignment.root(value))
+    return -1 if site is None else site.index
 
 
 def _first_misshapen(alignment: Alignment, forced: dict[str, int], value: int, tensor: str) -> Origin:
@@ -137,7 +148,7 @@ class _Region:
         """Whether the tensor comes out right when the value is put into the slot."""
         found = self.alignment
         sources = {name: found.expected_for(name, v) for name, v in self.sources.items()}
-        injection = Injection(slot.tensor, found.expected_for(slot.tensor, value), slot.edges)
+        injection = Injection(slot.tensor, found.expected_for(slot.tensor, value, slot.axes), slot.edges)
         try:
             actual = found.candidate.region(self.tensor, self.nodes, sources, [injection])
         except BackendError:  # the value does not fit there
@@ -157,24 +168,33 @@ def _trials(
         array = reference.values[value].array
         if array is None:
             continue
-        own = {name for name, v in region.sources.items() if v == value} | set(alignment.matched.get(value, ()))
+        own = alignment.tensors_of(value)
         for slot in slots:
             actual = tapped.get(slot.tensor)
-            fits = actual is not None and actual.size == array.size and actual.dtype.kind == array.dtype.kind
-            if fits and slot.tensor not in own and count < TRIALS:
-                count += 1
-                yield value, slot
+            if actual is None or actual.size != array.size or actual.dtype.kind != array.dtype.kind:
+                continue
+            moved = permutation(array.shape, actual.shape)
+            for axes in (None,) if moved is None else (moved, None):
+                if slot.tensor not in own and count < TRIALS:
+                    count += 1
+                    yield value, replace(slot, axes=axes)
+
+
+def permutation(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes that turn one shape into the other, where there is exactly one way and it is not trivial."""
+    if shape == other or len(set(shape)) != len(shape) or sorted(shape) != sorted(other):
+        return None
+    return tuple(shape.index(size) for size in other)
 
 
 def _between(alignment: Alignment, forced: dict[str, int], value: int, tensor: str) -> tuple[int, ...]:
     """The nodes from the tensors that hold a value to another tensor; empty when it does not come from them."""
     graph = alignment.candidate.graph
-    own = {name for name, v in forced.items() if v == value}
     nodes, start = graph.region(tensor, forced)
-    return tuple(sorted(nodes)) if own & start else ()
+    return tuple(sorted(nodes)) if alignment.tensors_of(value) & start else ()
 
 
 def meaningful(alignment: Alignment, sites: tuple[int, ...]) -> list[int]:
-    """The sites that compute something; all of them when none does."""
-    computing = [index for index in sites if not is_reshaping(alignment.reference.sites[index].op)]
+    """The sites that compute something; all of them when none does. Exporters merge and move transposes freely."""
+    computing = [index for index in sites if not only_moves(alignment.reference.sites[index].op)]
     return computing or list(sites)

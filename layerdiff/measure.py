@@ -31,11 +31,31 @@ EPSILON_FACTOR = 16.0
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
 
 
+# Attention masks are written as -1e4, -65504, -1e9 or the smallest float, among scores of ordinary size. Their rounding
+# says nothing about the scores, so elements this much larger than the small ones are judged relative to themselves.
+MASK_RATIO = 1e5
+MASK_SMALLEST = 1e3
+MASK_TOLERANCE = 1e-3
+
+
+def mask_like(array: Array) -> NDArray[np.bool_]:
+    """Which elements of a float array are mask constants rather than numbers of the ordinary size of the rest."""
+    size = np.abs(array)
+    none = np.zeros(array.shape, bool)
+    if array.size < 2 or not np.nanmax(size, initial=0.0) > MASK_SMALLEST:
+        return none
+    picks = size.reshape(-1)[:: max(1, array.size // 4096)]
+    picks = picks[np.isfinite(picks) & (picks > 0)]
+    if picks.size == 0:
+        return none
+    return np.asarray(size > max(MASK_SMALLEST, MASK_RATIO * float(np.quantile(picks, 0.1))))
+
+
 def limit_for(expected: Array, dtype: str, noise: Noise | None) -> float:
     """The largest absolute error that rounding explains, in the units of the values."""
     if expected.dtype.kind not in "fc":
         return 0.0
-    finite = np.abs(expected[np.isfinite(expected)]) if expected.size else expected
+    finite = np.abs(expected[np.isfinite(expected) & ~mask_like(expected)])
     scale = float(finite.max()) if finite.size else 0.0
     floor = noise.max_abs if noise is not None else 0.0
     return NOISE_FACTOR * floor + EPSILON_FACTOR * _EPSILON.get(dtype, 2.0**-23) * scale
@@ -62,7 +82,7 @@ def measure(
     same_special = ~finite & ((e == a) | (np.isnan(e) & np.isnan(a)))
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.where(finite, np.abs(a - e), 0.0)
-    allowed = limit if tolerance is None else limit + tolerance.rtol * np.abs(np.where(finite, e, 0.0))
+    allowed = allowances(np.where(finite, e, 0.0), limit, tolerance)
     good = (finite & (gap <= allowed)) | same_special
     if exact_apart is not None:
         good &= ~exact_apart
@@ -79,6 +99,15 @@ def measure(
         limit=float(limit),
         agrees=bool(np.all(good)),
     )
+
+
+def allowances(expected: Array, limit: float, tolerance: Tolerance | None = None) -> Array:
+    """The error that each element may have: the limit, and more for mask constants or by a relative tolerance."""
+    if tolerance is not None:
+        return limit + tolerance.rtol * np.abs(expected)
+    if expected.dtype.kind not in "fc":
+        return np.zeros(expected.shape)
+    return np.where(mask_like(expected), np.maximum(limit, MASK_TOLERANCE * np.abs(expected)), limit)
 
 
 def _sums(e: Array, a: Array, gap: Array, dtype: str) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.capture import Recorder, record, tensors_in, to_array
+from layerdiff.measure import mask_like
 from layerdiff.model import Noise
 
 if TYPE_CHECKING:
@@ -97,9 +98,11 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _distance(expected: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Noise:
-    """Worst and root-mean-square distance over the elements that are finite on both sides."""
+    """Worst and root-mean-square distance over the elements that are finite on both sides and no mask constants."""
     wide = np.complex128 if np.iscomplexobj(expected) else np.float64
     finite = np.isfinite(expected) & np.isfinite(other)
+    if expected.dtype.kind in "fc":
+        finite &= ~mask_like(expected)
     gap = np.abs(expected[finite].astype(wide) - other[finite].astype(wide))
     if gap.size == 0:
         return Noise(0.0, 0.0)

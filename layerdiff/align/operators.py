@@ -16,22 +16,22 @@ RESHAPING = frozenset(
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _ENDS: dict[str, set[str]] = {
-    "convolution": {"Conv", "ConvTranspose", "FusedConv", "ConvInteger", "QLinearConv", "Add"},
-    "addmm": {"Gemm", "Add", "FusedGemm", "FusedMatMul", "MatMul", "QGemm", "MatMulNBits"},
+    "convolution": {"Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "Add"},
+    "addmm": {"Gemm", "Add", "FusedMatMul", "MatMul", "QGemm", "MatMulNBits"},
     "mm": {"MatMul", "Gemm", "FusedMatMul", "QLinearMatMul"},
     "bmm": {"MatMul", "Gemm", "FusedMatMul", "QLinearMatMul", "Einsum"},
-    "native_batch_norm": {"BatchNormalization", "Conv", "FusedConv", "Add", "Gemm", "ConvTranspose", "QLinearConv"},
+    "native_batch_norm": {"BatchNormalization", "Conv", "Add", "Gemm", "ConvTranspose", "QLinearConv"},
     "native_layer_norm": {"LayerNormalization", "Add", "Mul", "SkipLayerNormalization"},
     "native_group_norm": {"GroupNormalization", "Add", "GroupNorm", "InstanceNormalization"},
     "rms_norm": {"Mul", "RMSNormalization", "SimplifiedLayerNormalization"},
-    "relu": {"Relu", "Clip", "FusedConv", "FusedGemm"},
-    "silu": {"Mul", "Swish", "QuickGelu", "FusedConv"},
+    "relu": {"Relu", "Clip"},
+    "silu": {"Mul", "Swish", "QuickGelu"},
     "gelu": {"Mul", "Gelu", "FastGelu", "BiasGelu", "QuickGelu"},
     "hardswish": {"HardSwish", "Mul", "Div"},
     "hardsigmoid": {"HardSigmoid", "Div", "Clip"},
-    "hardtanh": {"Clip", "FusedConv"},
+    "hardtanh": {"Clip"},
     "clamp": {"Clip", "Min", "Max"},
-    "leaky_relu": {"LeakyRelu", "FusedConv"},
+    "leaky_relu": {"LeakyRelu"},
     "elu": {"Elu", "Selu", "Celu"},
     "max_pool2d_with_indices": {"MaxPool"},
     "max_pool3d_with_indices": {"MaxPool"},
@@ -83,6 +83,16 @@ _SELF_NAMED = {"sigmoid", "tanh", "exp", "log", "sqrt", "erf", "pow", "neg", "ab
 _KNOWN_ENDS = set().union(*_ENDS.values()) | {name.capitalize() for name in _SELF_NAMED}
 
 
+# Nodes of a runtime's optimised graph that end with an activation.
+FUSED_WITH_ACTIVATION = frozenset({"FusedConv", "FusedGemm"})
+_ACTIVATIONS = frozenset(
+    {
+        "relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu",
+        "celu", "selu", "mish", "sigmoid", "tanh", "softplus", "threshold", "prelu", "_prelu_kernel",
+    }
+)  # fmt: skip
+
+
 def base_name(op: str) -> str:
     """``aten.add_.Tensor`` → ``add``: no namespace, no overload, no in-place mark."""
     if op.startswith("nn."):
@@ -96,12 +106,24 @@ def likeness(op: str, onnx_op: str) -> float:
     name = base_name(op)
     if name in _SELF_NAMED:
         return 1.0 if onnx_op.lower() == name else -1.0
+    if onnx_op in FUSED_WITH_ACTIVATION:
+        return 1.0 if name in _ACTIVATIONS else -1.0
     ends = _ENDS.get(name)
     if ends is None:
         return 0.0
     if onnx_op in ends:
         return 1.0
     return -1.0 if onnx_op in _KNOWN_ENDS or onnx_op in _ARITHMETIC else 0.0
+
+
+def is_activation(op: str) -> bool:
+    """Whether a torch operator is an elementwise nonlinearity."""
+    return base_name(op) in _ACTIVATIONS
+
+
+def only_moves(op: str) -> bool:
+    """Whether a torch operator computes nothing: it reshapes, permutes or repeats what it gets."""
+    return base_name(op) in RESHAPING | {"transpose", "permute", "t", "expand", "numpy_T", "movedim", "swapaxes"}
 
 
 def is_reshaping(op: str) -> bool:

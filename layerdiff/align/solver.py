@@ -16,7 +16,7 @@ import numpy as np
 
 from layerdiff.align import structure
 from layerdiff.align.names import affinity
-from layerdiff.align.operators import likeness
+from layerdiff.align.operators import FUSED_WITH_ACTIVATION, is_activation, likeness
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
 from layerdiff.graph import Injection
@@ -26,14 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.candidate import Candidate
-    from layerdiff.model import Reference
+    from layerdiff.model import Reference, Site
     from layerdiff.outputs import OutputPairs
 
     Array = np.ndarray[Any, Any]
 
 ROUNDS = 4
 THRESHOLD = 0.9
-_TIE_SCORES = {Tie.EXACT: 2.0, Tie.SCALED: 2.0, Tie.NEAR: 1.5}
+# Weights scaled per channel say that something was folded in: the node gives the value behind the fold.
+_TIE_SCORES = {Tie.EXACT: 2.0, Tie.NEAR: 1.5}
+_FOLDED_SCORE = 2.5
 
 
 @dataclass(slots=True)
@@ -50,6 +52,7 @@ class Alignment:
     isolated_matches: dict[int, list[str]] = field(default_factory=dict)
     isolated: dict[str, Array] = field(default_factory=dict)
     tied: dict[tuple[int, int], dict[str, Tie]] = field(default_factory=dict)
+    families: dict[int, structure.Family] = field(default_factory=dict)
 
     def live(self, value: int) -> list[str]:
         """The live tensors that hold a value in the normal run."""
@@ -75,11 +78,23 @@ class Alignment:
         found |= {name: value for value in self.matched for name in self.live(value)}
         return found | {name: value for value, name in self.outputs.items()}
 
-    def expected_for(self, tensor: str, value: int) -> Array:
-        """A reference value in the shape and type of the tensor that stands for it."""
+    def tensors_of(self, value: int) -> set[str]:
+        """Every live tensor that is known to stand for a value."""
+        found = {*self.live(value), *self.isolated_matches.get(value, ())}
+        pair = self.proposed.get(value)
+        return found | ({pair.tensor} if pair else set()) | ({self.outputs[value]} if value in self.outputs else set())
+
+    def root(self, value: int) -> int:
+        """The value that was computed, of all those that are only reshapes of it."""
+        family = self.families.get(value)
+        return int(family.members[0]) if family else value
+
+    def expected_for(self, tensor: str, value: int, axes: tuple[int, ...] | None = None) -> Array:
+        """A reference value in the shape and type of a tensor, its axes permuted first where `axes` says so."""
         array, actual = self.reference.values[value].array, self.candidate.tapped[tensor]
         assert array is not None
-        return array.reshape(actual.shape).astype(actual.dtype, copy=False)
+        moved = array if axes is None else array.transpose(axes)
+        return moved.reshape(actual.shape).astype(actual.dtype, copy=False)
 
     def holds(self, value: int, actual: Array | None) -> bool:
         """Whether an array holds the numbers of a value, in memory order."""
@@ -110,15 +125,15 @@ def align(
     found = Alignment(reference, candidate, limits, comparable, matched, misshapen)
     if not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items()):
         return found
+    found.families = structure.value_families(reference)
     found.tied = ties(reference, candidate.graph, candidate.constants)
     proposer = _Proposer(found)
     for _ in range(ROUNDS):
         proposer.propose()
         found.isolated = candidate.isolated(found.injections(found.forced()))
-        unmatched = {i: a for i, a in known.items() if i not in matched and i not in found.isolated_matches}
+        unmatched = {i: known[i] for i in proposer.unpaired_values() if i in known}
         fresh = match_values(unmatched, proposer.open_tensors(), limits)
         found.isolated_matches |= fresh
-        found.proposed = {v: p for v, p in found.proposed.items() if v not in fresh}
         if not proposer.drop_refuted() and not fresh:
             break
     found.isolated = candidate.isolated(found.injections(found.forced()))
@@ -131,7 +146,7 @@ class _Proposer:
     def __init__(self, alignment: Alignment) -> None:
         self._alignment = alignment
         self._reference, self._graph = alignment.reference, alignment.candidate.graph
-        self._value_families = structure.value_families(self._reference)
+        self._value_families = alignment.families
         self._tensor_families = structure.tensor_families(self._graph)
         self._value_order = structure.value_order(self._reference)
         self._tensor_order = structure.tensor_order(self._graph)
@@ -148,17 +163,24 @@ class _Proposer:
             evidence = Evidence.WEIGHTS if self._tie(values[i], tensors[j]) else Evidence.STRUCTURE
             self._alignment.proposed[values[i]] = Pair(values[i], tensors[j], evidence, float(scores[i, j]))
 
-    def _open_values(self) -> list[int]:
-        """The first member of every family of which nothing is paired, in canonical order."""
+    def unpaired_values(self) -> set[int]:
+        """The values of every family of which nothing is paired."""
         paired = set(self._alignment.matched) | set(self._alignment.isolated_matches)
         paired |= set(self._alignment.proposed) | set(self._alignment.outputs)
+        return {
+            value for value, family in self._value_families.items() if not paired.intersection(family.members)
+        }
+
+    def _open_values(self) -> list[int]:
+        """The first member of every family of which nothing is paired, in canonical order."""
+        unpaired = self.unpaired_values()
         found = []
         for value in self._value_order:
             family = self._value_families.get(value)
             known = self._reference.values[value]
             if family is None or family.members[0] != value or known.array is None or known.site is None:
                 continue
-            if not paired.intersection(family.members):
+            if value in unpaired:
                 found.append(value)
         return found
 
@@ -204,34 +226,47 @@ class _Proposer:
         site = reference.producer(value)
         node = self._graph.nodes[self._graph.producer[tensor]]
         assert site is not None
-        possible = likeness(site.op, node.op)
-        if possible < 0:
+        possible, tie = likeness(site.op, node.op), self._tie(value, tensor)
+        if possible < 0 and tie <= 0:
             return -1.0
         shapes = {reference.values[v].shape for v in self._value_families[value].members}
         tapped = self._alignment.candidate.tapped
         same_shape = any(tapped[t].shape in shapes for t in self._tensor_families[tensor].members if t in tapped)
         return (
-            possible
-            + self._tie(value, tensor)
+            max(0.0, possible)
+            + tie
             + 1.5 * alike * alike
             + 0.5 * same_shape
-            + affinity(reference.layer_of(site), node.scope)
+            + 0.5 * affinity(reference.layer_of(site), node.scope)
         )
 
     def _tie(self, value: int, tensor: str) -> float:
-        """The score of the weights that tie the tensor's node to the value's site, or to the site it was folded into."""
+        """The score of the weights that tie the tensor's node to the value's site, or to a site folded into it."""
         site = self._reference.producer(value)
         assert site is not None
-        node = self._graph.producer[tensor]
-        own = self._alignment.tied.get((node, site.index), {})
-        score = max((_TIE_SCORES[tie] for tie in own.values()), default=0.0)
-        # The last parameter to enter decides between MatMul and the Add of its bias.
-        score += 0.5 * any(name.endswith("bias") for name in own)
-        for operand in site.inputs:
-            producer = self._reference.producer(operand)
-            if producer is not None and Tie.SCALED in self._alignment.tied.get((node, producer.index), {}).values():
-                score = max(score, _TIE_SCORES[Tie.SCALED] + 0.5)
+        node = self._graph.nodes[self._graph.producer[tensor]]
+        if node.op in FUSED_WITH_ACTIVATION:
+            chain = self._upstream(site, 2) if is_activation(site.op) else []
+            return _FOLDED_SCORE if any((node.index, s.index) in self._alignment.tied for s in chain) else 0.0
+        own = self._alignment.tied.get((node.index, site.index), {})
+        score = 0.0
+        if own and Tie.SCALED not in own.values():
+            # The last parameter to enter decides between MatMul and the Add of its bias.
+            score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
+        before = [s for s in self._upstream(site, 1) if s is not site]
+        if any(Tie.SCALED in self._alignment.tied.get((node.index, s.index), {}).values() for s in before):
+            score = max(score, _FOLDED_SCORE)
         return score
+
+    def _upstream(self, site: Site, steps: int) -> list[Site]:
+        """A site and the sites it reads from, a few steps up."""
+        found = [site]
+        for level in found:
+            if steps == 0:
+                break
+            steps -= 1
+            found += [p for v in level.inputs if (p := self._reference.producer(self._alignment.root(v))) is not None]
+        return found
 
     def drop_refuted(self) -> bool:
         """Take back proposals that the latest run confirms neither from above nor from below."""
@@ -242,11 +277,17 @@ class _Proposer:
             for value, pair in found.proposed.items()
             if pair.tensor not in confirmed
             and not found.holds(value, found.isolated.get(pair.tensor))
-            and pair.evidence is not Evidence.WEIGHTS
+            and not self._kept_by_weights(pair)
         }
         self._refuted |= {(value, pair.tensor) for value, pair in refuted.items()}
         found.proposed = {v: p for v, p in found.proposed.items() if v not in refuted}
         return bool(refuted)
+
+    def _kept_by_weights(self, pair: Pair) -> bool:
+        """Several faults in a row confirm nothing of each other; weights still tell which node is which layer."""
+        shape = self._reference.values[pair.value].shape
+        same_shape = self._alignment.candidate.tapped[pair.tensor].shape == shape
+        return pair.evidence is Evidence.WEIGHTS and same_shape
 
     def _confirmed_from_below(self) -> set[str]:
         """The forced tensors from which something else comes out right."""

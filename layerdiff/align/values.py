@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.measure import MASK_TOLERANCE, allowances
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
@@ -25,7 +27,7 @@ def sample(array: Array) -> Array:
     if flat.size > SAMPLES:
         flat = flat[np.random.default_rng(flat.size).integers(0, flat.size, SAMPLES)]
     wide = np.abs(flat) if flat.dtype.kind == "c" else flat
-    return np.nan_to_num(wide.astype(np.float64), nan=9.87654321e300, posinf=1.7e308, neginf=-1.7e308)
+    return np.nan_to_num(wide.astype(np.float64), nan=9.8e299, posinf=1e300, neginf=-1e300)
 
 
 def comparable_kind(array: Array) -> str:
@@ -41,7 +43,7 @@ def same_numbers(expected: Array, actual: Array, limit: float) -> bool:
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     e, a = e.astype(wide), a.astype(wide)
     with np.errstate(invalid="ignore"):
-        close = np.abs(a - e) <= limit
+        close = np.abs(a - e) <= allowances(e, limit)
     return bool(np.all(close | (e == a) | (np.isnan(e) & np.isnan(a))))
 
 
@@ -75,7 +77,8 @@ class _Table:
 
     def near(self, wanted: Array, limit: float) -> list[str]:
         first = self._samples[:, 0]
-        low = np.searchsorted(first, wanted[0] - limit, side="left")
-        high = np.searchsorted(first, wanted[0] + limit, side="right")
-        close = np.all(np.abs(self._samples[low:high] - wanted) <= limit, axis=1)
+        room = limit + MASK_TOLERANCE * np.abs(wanted)  # generous: the full comparison that follows is not
+        low = np.searchsorted(first, wanted[0] - room[0], side="left")
+        high = np.searchsorted(first, wanted[0] + room[0], side="right")
+        close = np.all(np.abs(self._samples[low:high] - wanted) <= room, axis=1)
         return [self._names[i] for i in sorted(self._order[low:high][close])]

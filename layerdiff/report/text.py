@@ -11,7 +11,7 @@ from rich.table import Table
 from layerdiff.model import Kind, Status
 
 if TYPE_CHECKING:
-    from layerdiff.model import Divergence, LayerResult
+    from layerdiff.model import Divergence, Healed, LayerResult
     from layerdiff.report.record import Report
 
 MARKS = {
@@ -38,13 +38,14 @@ def verdict(report: Report) -> str:
     if first is None:
         return _unlocated(report, where)
     sentences = [f"{_accusation(first)}{where}."]
-    if first.healed is not None:
-        sentences.append(_proof(first))
+    proofs = [d.healed for d in report.divergences if d.healed is not None]
+    if proofs:
+        sentences.append(_proof(proofs, len(report.divergences)))
     others = report.divergences[1:]
     if others:
         names = ", ".join(layer_name(d.layer) for d in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        sentences.append(f"Independent origins after it: {names}{more}.")
+        sentences.append(f"Further origins: {names}{more}.")
     sentences.append(f"{_consequences(report)}.")
     return " ".join(sentences)
 
@@ -65,15 +66,16 @@ def _accusation(first: Divergence) -> str:
     return f"{name} [{first.type}{operator}] {verb}{error}: {first.summary}"
 
 
-def _proof(first: Divergence) -> str:
-    healed = first.healed
-    assert healed is not None
-    if healed.agrees:
-        return f"Proven: with PyTorch's value put in there the final outputs agree (max-abs {healed.before:.3g} → {healed.after:.2g})."
-    change = f"max-abs {healed.before:.3g} → {healed.after:.3g}"
-    if healed.after < healed.before / 2:
-        return f"With PyTorch's value put in there the final error shrinks but stays ({change})."
-    return f"Not proven: with PyTorch's value put in there the final outputs still differ ({change})."
+def _proof(proofs: list[Healed], origins: int) -> str:
+    """What putting the expected values in has shown; never more than that."""
+    before, after = proofs[0].before, proofs[-1].after
+    change = f"max-abs {before:.3g} → {after:.2g}"
+    there = "there" if origins == 1 else f"at the {origins} origins"
+    if proofs[-1].agrees:
+        return f"Proven: with PyTorch's value put in {there} the final outputs agree ({change})."
+    if after < before / 2:
+        return f"With PyTorch's value put in {there} the final error shrinks but stays ({change})."
+    return f"Not proven: with PyTorch's value put in {there} the final outputs still differ ({change})."
 
 
 def _consequences(report: Report) -> str:
