@@ -60,9 +60,21 @@ def find_origins(alignment: Alignment) -> list[Origin]:
     found = [_narrowed(alignment, forced, tensor) for tensor in sorted(wrong, key=lambda t: position.get(t, -1))]
     if not found:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
-    # Two wrong tensors can lead back to one place.
-    places = {origin.slot: origin for origin in reversed(found)}
-    return sorted(places.values(), key=lambda origin: _made_at(alignment, origin.value))
+    return sorted(_merged(found), key=lambda origin: _made_at(alignment, origin.value))
+
+
+def _merged(origins: list[Origin]) -> list[Origin]:
+    """Two wrong tensors can lead back to one place, or to several readers of one value: that is one origin."""
+    found: dict[tuple[int, str], Origin] = {}
+    for origin in origins:
+        key = (origin.value, origin.slot.tensor)
+        if key in found and found[key].slot.edges is not None and origin.slot.edges is not None:
+            slot = replace(origin.slot, edges=origin.slot.edges | found[key].slot.edges)
+            found[key] = replace(found[key], slot=slot)
+        else:
+            found.setdefault(key, origin)
+    by_tensor = {origin.slot: origin for origin in reversed(found.values())}
+    return list(by_tensor.values())
 
 
 def _made_at(alignment: Alignment, value: int) -> int:

@@ -80,6 +80,30 @@ _ENDS: dict[str, set[str]] = {
     "pixel_shuffle": {"DepthToSpace", "Reshape"},
 }
 _SELF_NAMED = {"sigmoid", "tanh", "exp", "log", "sqrt", "erf", "pow", "neg", "abs", "softplus", "cos", "sin", "reciprocal"}
+# An operator that was replaced was most likely replaced by one of its kin.
+_KIN: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
+    (
+        frozenset({"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "max_pool3d_with_indices", "avg_pool3d"}),
+        frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool"}),
+    ),
+    (frozenset({"add", "sub", "mul", "div", "rsub", "pow"}), frozenset(_ARITHMETIC | {"Pow", "Min", "Max"})),
+    (frozenset({"mean", "sum", "amax", "amin", "max", "min"}), frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})),
+    (frozenset({"_softmax", "_safe_softmax", "_log_softmax"}), frozenset({"Softmax", "LogSoftmax", "Hardmax"})),
+    (
+        frozenset({"constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"}),
+        frozenset({"Pad"}),
+    ),
+    (
+        frozenset({"upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "_upsample_bilinear2d_aa"}),
+        frozenset({"Resize", "Upsample"}),
+    ),
+)
+_ONNX_ACTIVATIONS = frozenset(
+    {
+        "Relu", "HardSwish", "Gelu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Clip", "PRelu", "Swish", "Softplus", "Mish",
+        "HardSigmoid", "Selu", "Celu", "QuickGelu", "FastGelu", "BiasGelu", "ThresholdedRelu", "Softsign",
+    }
+)  # fmt: skip
 _KNOWN_ENDS = set().union(*_ENDS.values()) | {name.capitalize() for name in _SELF_NAMED}
 
 
@@ -102,8 +126,18 @@ def base_name(op: str) -> str:
 
 
 def likeness(op: str, onnx_op: str) -> float:
-    """1 when the ONNX operator can end the torch operator, -1 when it cannot, 0 when the table does not know."""
+    """1 when the ONNX operator can end the torch operator, 0.5 when it is of its kin, -1 when neither, 0 when unknown."""
     name = base_name(op)
+    certain = _likeness(name, onnx_op)
+    if certain < 1 and (
+        (name in _ACTIVATIONS and onnx_op in _ONNX_ACTIVATIONS)
+        or any(name in torch_ops and onnx_op in onnx_ops for torch_ops, onnx_ops in _KIN)
+    ):
+        return 0.5
+    return certain
+
+
+def _likeness(name: str, onnx_op: str) -> float:
     if name in _SELF_NAMED:
         return 1.0 if onnx_op.lower() == name else -1.0
     if onnx_op in FUSED_WITH_ACTIVATION:

@@ -16,7 +16,7 @@ import numpy as np
 
 from layerdiff.align import structure
 from layerdiff.align.names import affinity
-from layerdiff.align.operators import FUSED_WITH_ACTIVATION, is_activation, likeness
+from layerdiff.align.operators import FUSED_WITH_ACTIVATION, base_name, is_activation, likeness
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
 from layerdiff.graph import Injection
@@ -151,6 +151,23 @@ class _Proposer:
         self._value_order = structure.value_order(self._reference)
         self._tensor_order = structure.tensor_order(self._graph)
         self._refuted: set[tuple[int, str]] = set()
+        self._folded_away = self._convolutions_before_folded_norms()
+
+    def _convolutions_before_folded_norms(self) -> set[int]:
+        """The sites whose result only a BatchNorm reads, in a graph without BatchNormalization: they end in the norm."""
+        if any(node.op == "BatchNormalization" for node in self._graph.nodes):
+            return set()
+        readers: dict[int, list[Site]] = {}
+        for site in self._reference.sites:
+            for value in site.inputs:
+                readers.setdefault(value, []).append(site)
+        return {
+            site.index
+            for site in self._reference.sites
+            if base_name(site.op) == "convolution"
+            and all("batch_norm" in reader.op for reader in readers.get(site.outputs[0], ()))
+            and readers.get(site.outputs[0])
+        }
 
     def propose(self) -> None:
         """Add the best order-keeping proposals for all that is open."""
@@ -226,6 +243,8 @@ class _Proposer:
         site = reference.producer(value)
         node = self._graph.nodes[self._graph.producer[tensor]]
         assert site is not None
+        if site.index in self._folded_away:
+            return -1.0
         possible, tie = likeness(site.op, node.op), self._tie(value, tensor)
         if possible < 0 and tie <= 0:
             return -1.0

@@ -102,7 +102,8 @@ def relation(parameter: Array, array: Array) -> Tie | None:
         if np.median(_channel_cosines(view, a)) > 0.9999:
             return Tie.SCALED
         if _cosine(view, a) > 0.8:
-            return Tie.NEAR
+            rescaled = view.shape[0] > 1 and np.median(np.abs(channel_factors(view, a)[0] - 1)) > 0.02
+            return Tie.SCALED if rescaled else Tie.NEAR
     if p.ndim == 1 and a.ndim == 1 and p.size >= 8 and _cosine(p - p.mean(), a - a.mean()) > 0.9:
         return Tie.NEAR
     return None
