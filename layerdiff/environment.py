@@ -16,6 +16,13 @@ if TYPE_CHECKING:
 
 PACKAGES = ("layerdiff", "torch", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "pandas", "matplotlib")
 
+OPTIONAL = {
+    "onnxscript": "torch.onnx.export(dynamo=True)",
+    "onnxsim": "simplifying exports",
+    "onnxslim": "simplifying exports",
+    "safetensors": "the demo's weights",
+}
+
 
 def environment(backend: Backend, source: str | Path | onnx.ModelProto) -> dict[str, str]:
     """Versions, runtime, optimisation level, seed and device of a trace."""

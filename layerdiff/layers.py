@@ -34,6 +34,7 @@ class LayerBook:
         self._floor = floor
         self._tolerance = tolerance
         self._accused = set(accused)
+        self._used = _ancestors(self._reference)
         self._readers: dict[int, list[Site]] = {}
         for site in self._reference.sites:
             for value in site.inputs:
@@ -55,6 +56,8 @@ class LayerBook:
 
     def _of_call(self, call: Call) -> LayerResult:
         outputs = [v for v in call.outputs if not self._reference.values[v].constant]
+        # A recurrent layer also returns states that nobody reads: they count only where there is nothing else.
+        outputs = [v for v in outputs if v in self._used] or outputs
         results = [self._of_value(value, call, None) for value in dict.fromkeys(outputs)]
         if not results:
             reason = "returns values that do not depend on the inputs" if call.outputs else "returns no tensor"
@@ -96,11 +99,16 @@ class LayerBook:
         known = self._reference.values[value]
         if known.array is None:
             return self._result(call, op, Status.UNMATCHED, f"a {known.dtype} tensor without dense numbers")
+        if value not in self._used:
+            return self._result(call, op, Status.UNMATCHED, "its result does not reach an output of the model")
         into = self._consumer_with_counterpart(value)
         if into is None:
             reason = "no tensor of the graph holds its value, and nothing that was compared depends on it"
             return self._result(call, op, Status.UNMATCHED, reason)
-        return self._result(call, op, Status.FOLDED, f"into {into}")
+        return LayerResult(
+            call.layer, call.call, call.type, op, None, None, Status.FOLDED, f"into {into}", None, None,
+            self._floor.get(value),
+        )  # fmt: skip
 
     def _consumer_with_counterpart(self, value: int) -> str | None:
         """The nearest layer downstream whose value has a counterpart."""
@@ -137,6 +145,19 @@ class LayerBook:
             result.layer, result.call, result.type, result.op, result.onnx_tensor, result.evidence, status,
             "good values go in, a wrong one comes out", result.accumulated, result.introduced, result.noise,
         )  # fmt: skip
+
+
+def _ancestors(reference: Reference) -> set[int]:
+    """The values that some output of the model depends on, and the outputs."""
+    found: set[int] = set()
+    todo = list(reference.outputs.values())
+    while todo:
+        value = todo.pop()
+        if value not in found:
+            found.add(value)
+            site = reference.producer(value)
+            todo += site.inputs if site is not None else ()
+    return found
 
 
 def coverage(results: Sequence[LayerResult], uncalled: Mapping[str, str]) -> Coverage:

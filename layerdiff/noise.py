@@ -37,8 +37,11 @@ def noise_floor(
     A value is left out where the twin did not compute the same graph (a model whose control flow is random, say).
     """
     twin = _Twin(model, reference)
-    with torch.backends.mkldnn.flags(enabled=False):
+    before = torch.backends.mkldnn.set_flags(False)[0]  # noqa: FBT003  the context manager also sets TF32, and warns
+    try:
         record(twin, args, kwargs)
+    finally:
+        torch.backends.mkldnn.set_flags(before)
     return twin.floor
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 Key = tuple[int, int]
 """Identity and version of a tensor: an in-place activation gives the same object in a later version."""
@@ -24,6 +27,7 @@ class Call:
     seam: str
     read: frozenset[Key]
     written: frozenset[Key]
+    operands: tuple[frozenset[Key], ...]
     peak: float
     floats_in: bool
     floats_out: bool
@@ -31,19 +35,51 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Operator:
+    """One torch function in the own forward of a module, or in a seam of it."""
+
+    path: str
+    seam: str
+    read: frozenset[Key]
+    written: frozenset[Key]
+
+
+@dataclass(frozen=True)
 class Survey:
-    """The calls of one healthy run, in the order in which they began."""
+    """The calls of one healthy run, in the order in which they began.
+
+    A fault is looked for no further than `focus`, the path of the module to stay in.
+    """
 
     calls: tuple[Call, ...]
+    operators: tuple[Operator, ...] = field(repr=False)
+    results: frozenset[Key]
     canonical: dict[str, str] = field(repr=False)
+    focus: str = ""
 
     def paths(self) -> list[str]:
-        """The module paths that ran, each once, in order of first call."""
-        return list(dict.fromkeys(call.path for call in self.calls if not call.seam))
+        """The module paths in the focus that ran, each once, in order of first call."""
+        return list(dict.fromkeys(call.path for call in self._focused() if not call.seam))
 
     def seams(self, name: str) -> list[str]:
-        """The paths of the modules that ran this seam."""
-        return list(dict.fromkeys(call.path for call in self.calls if call.seam == name))
+        """The paths of the modules in the focus that ran this seam."""
+        return list(dict.fromkeys(call.path for call in self._focused() if call.seam == name))
+
+    def repeated(self) -> dict[str, int]:
+        """How often the modules ran that ran more than once; not those that did because one around them did."""
+        times = {path: len(self.of(path)) for path in self.paths()}
+        often = {path: number for path, number in times.items() if number > 1}
+        return {path: n for path, n in often.items() if not any(_encloses(other, path) for other in often)}
+
+    def narrowed(self, path: str, number: int) -> Survey:
+        """The same run, but of this module only one call, counted from 0, and that in focus."""
+        starts = [*(call.order for call in self.of(path)), math.inf]
+        calls = tuple(
+            call
+            for call in self.calls
+            if not within(path, call.path) or starts[number] <= call.order < starts[number + 1]
+        )
+        return dataclasses.replace(self, calls=calls, focus=path)
 
     def of(self, path: str, seam: str = "") -> list[Call]:
         return [call for call in self.calls if call.path == path and call.seam == seam]
@@ -62,9 +98,35 @@ class Survey:
         writers = [call for call in writers if not _encloses(call.path, path)]
         return [call for call in writers if not any(_encloses(call.path, other.path) for other in writers)]
 
+    def sources(self, path: str, seam: str = "", operand: int = 0) -> list[str]:
+        """The modules that an operand of the first call comes from, if that call alone reads it.
+
+        That is the deepest module that gives it, and the one in whose own forward the operator is that makes it.
+        """
+        value = self.of(path, seam)[0].operands[operand]
+        if value & self.results or any(op.read & value and not _part(op, path, seam) for op in self.operators):
+            return []
+        makers = [op.path for op in self.operators if op.written & value and not op.read & value]
+        givers = [call.path for call in self.calls if call.written & value and not call.seam]
+        givers = [giver for giver in givers if not any(_encloses(giver, other) for other in givers)]
+        return list(dict.fromkeys([*makers, *givers]))
+
+    def _focused(self) -> Iterator[Call]:
+        return (call for call in self.calls if within(self.focus, call.path))
+
+
+def within(outer: str, path: str) -> bool:
+    """Whether the path is that module's own or one below it."""
+    return path == outer or _encloses(outer, path)
+
 
 def _encloses(outer: str, inner: str) -> bool:
     return outer != inner and (not outer or inner.startswith(f"{outer}."))
+
+
+def _part(operator: Operator, path: str, seam: str) -> bool:
+    """Whether the operator runs in that module, or in that seam of it."""
+    return (operator.path, operator.seam) == (path, seam) if seam else within(path, operator.path)
 
 
 def survey(model: nn.Module, inputs: tuple[Tensor, ...], seams: frozenset[str]) -> Survey:
@@ -77,49 +139,68 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], seams: frozenset[str]) 
         for name in seams:
             if hasattr(type(module), name):
                 setattr(module, name, watcher.watched_seam(module, name))
-    with torch.no_grad():
-        watched(*(x.clone() for x in inputs))
+    with torch.no_grad(), watcher:
+        result = watched(*(x.clone() for x in inputs))
     first_names = {id(module): name for name, module in watched.named_modules()}
     aliases = watched.named_modules(remove_duplicate=False)
     calls = tuple(sorted(watcher.calls, key=lambda call: call.order))
-    return Survey(calls, {path: first_names[id(module)] for path, module in aliases})
+    canonical = {path: first_names[id(module)] for path, module in aliases}
+    return Survey(calls, tuple(watcher.operators), watcher.keys(result), canonical)
 
 
-class _Watcher:
+class _Watcher(TorchFunctionMode):
     def __init__(self) -> None:
+        super().__init__()
         self.calls: list[Call] = []
-        self._stack: list[tuple[nn.Module, str, int, frozenset[Key]]] = []
+        self.operators: list[Operator] = []
+        self._seams: list[tuple[int, str]] = []  # each with the depth of the module it belongs to
+        self._stack: list[tuple[nn.Module, str, int, tuple[frozenset[Key], ...]]] = []
         self._alive: list[Tensor] = []  # so that no identity is used twice
         self._begun = 0
 
     def enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         path = reached(*self._stack[-1][:2], module) if self._stack else ""
-        self._stack.append((module, path, self._tick(), self._keys(args)))
+        self._stack.append((module, path, self._tick(), self._operands(args)))
 
     def leave(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        _, path, order, read = self._stack.pop()
-        self._note(_Event(path, "", (args, kwargs), output, order), read | self._keys(kwargs))
+        _, path, order, operands = self._stack.pop()
+        self._note(_Event(path, "", (args, kwargs), output, order), (*operands, *self._operands(kwargs.values())))
 
     def watched_seam(self, module: nn.Module, name: str) -> Callable[..., Any]:
         original = getattr(module, name)
 
         def call(*args: Any) -> Any:
-            order, read = self._tick(), self._keys(args)
+            order, operands = self._tick(), self._operands(args)
+            self._seams.append((len(self._stack), name))
             output = original(*args)
-            self._note(_Event(self._stack[-1][1], name, args, output, order), read)
+            self._seams.pop()
+            self._note(_Event(self._stack[-1][1], name, args, output, order), operands)
             return output
 
         return call
 
-    def _note(self, event: _Event, read: frozenset[Key]) -> None:
+    def __torch_function__(
+        self, func: Callable[..., Any], _types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        read = self.keys((args, kwargs))
+        output = func(*args, **(kwargs or {}))
+        written = self.keys(output)
+        if self._stack and written - read:  # not a look at a shape, and not x.contiguous() of what is
+            depth, seam = self._seams[-1] if self._seams else (0, "")
+            seam = seam if depth == len(self._stack) else ""
+            self.operators.append(Operator(self._stack[-1][1], seam, read, written))
+        return output
+
+    def _note(self, event: _Event, operands: tuple[frozenset[Key], ...]) -> None:
         outputs = list(tensors(event.output))
         peak = max((float(x.abs().max()) for x in outputs if x.is_floating_point() and x.numel()), default=0.0)
         self.calls.append(
             Call(
                 event.path,
                 event.seam,
-                read,
-                self._keys(event.output),
+                frozenset[Key]().union(*operands),
+                self.keys(event.output),
+                operands,
                 peak,
                 any(x.is_floating_point() for x in tensors(event.arguments)),
                 isinstance(event.output, Tensor) and event.output.is_floating_point(),
@@ -127,11 +208,14 @@ class _Watcher:
             )
         )
 
+    def _operands(self, values: Iterable[Any]) -> tuple[frozenset[Key], ...]:
+        return tuple(self.keys(value) for value in values)
+
     def _tick(self) -> int:
         self._begun += 1
         return self._begun
 
-    def _keys(self, value: Any) -> frozenset[Key]:
+    def keys(self, value: Any) -> frozenset[Key]:
         found = list(tensors(value))
         self._alive.extend(found)
         return frozenset((id(x), x._version) for x in found)  # noqa: SLF001  the only witness of in-place changes

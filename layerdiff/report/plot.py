@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from layerdiff.model import Status
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from layerdiff.model import LayerResult
     from layerdiff.report.record import Report
@@ -36,7 +38,8 @@ def plot(report: Report, path: str | Path | None = None) -> Figure:
     _draw(axes, shown)
     _name_divergences(axes, report, shown)
     _dress(axes, shown)
-    axes.set_title(_title(report), loc="left", fontsize=11)
+    figure.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
+    figure.legend(loc="outside upper right", ncols=7, fontsize=8, frameon=False)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
@@ -54,8 +57,8 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
     errors = np.array([_error(r) for r in shown])
     top = np.nanmax(np.where(np.isfinite(errors), errors, np.nan), initial=SMALLEST)
     errors = np.where(np.isinf(errors), top * 10, errors)
-    limits = [r.accumulated.limit if r.accumulated else np.nan for r in shown]
-    floor = [max(r.noise.max_abs, SMALLEST) if r.noise and r.accumulated else np.nan for r in shown]
+    limits = _carried([r.accumulated.limit if r.accumulated else np.nan for r in shown])
+    floor = _carried([max(r.noise.max_abs, SMALLEST) if r.noise else np.nan for r in shown])
     axes.fill_between(xs, SMALLEST / 10, limits, step="mid", color="#cfd8dc", alpha=0.6, linewidth=0, label="explained by rounding")
     axes.plot(xs, floor, drawstyle="steps-mid", color="#78909c", linewidth=0.8, label="noise floor (float64 twin)")
     for status, colour in COLOURS.items():
@@ -63,7 +66,7 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
         if not picked:
             continue
         hollow = status is Status.FOLDED
-        heights = [_folded_height(errors, i) if hollow else errors[i] for i in picked]
+        heights = [floor[i] if hollow else errors[i] for i in picked]
         axes.scatter(
             picked, heights, s=70 if status is Status.DIVERGES else 26, facecolors="none" if hollow else colour,
             edgecolors=colour, zorder=3, label=str(status), marker="D" if status is Status.DIVERGES else "o",
@@ -74,11 +77,9 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
     axes.set_yscale("log")
 
 
-def _folded_height(errors: np.ndarray, index: int) -> float:  # type: ignore[type-arg]
-    """A folded layer has no error of its own: it is drawn level with the next layer that has one."""
-    later = errors[index:]
-    known = later[~np.isnan(later)]
-    return float(known[0]) if known.size else SMALLEST
+def _carried(values: list[float]) -> NDArray[np.float64]:
+    """A line without gaps: a layer without a number of its own is drawn level with the one before it."""
+    return pd.Series(values, dtype=float).ffill().bfill().to_numpy()
 
 
 def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
@@ -103,11 +104,9 @@ def _dress(axes: Axes, shown: list[LayerResult]) -> None:
     axes.set_xlim(-1, max(1, len(shown)))
     axes.set_ylabel("max-abs error against PyTorch")
     axes.grid(axis="y", alpha=0.25)
-    low, high = axes.get_ylim()
-    axes.set_ylim(max(low, SMALLEST / 2), high * 5)
-    handles, _ = axes.get_legend_handles_labels()
-    if handles:
-        axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
+    numbers = [x for r in shown for x in (_error(r), r.noise.max_abs if r.noise else 0.0) if SMALLEST < x < np.inf]
+    if numbers:
+        axes.set_ylim(min(numbers) / 20, max(numbers) * 30)
 
 
 def _title(report: Report) -> str:

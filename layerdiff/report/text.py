@@ -23,6 +23,8 @@ MARKS = {
     Status.DIVERGES: "bold red",
 }
 
+_HEADINGS = ("layer", "status", "introduced", "accumulated", "noise", "ONNX tensor")
+
 
 def layer_name(layer: str) -> str:
     """A layer as it is shown: the root module has no path of its own."""
@@ -130,12 +132,16 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
     shown = _window(report, rows)
     if not shown:
         return
+    rows_of_cells = [_cells(result) for result in shown]
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("layer", "type", "status", "introduced", "accumulated", "noise", "ONNX tensor"):
-        numeric = heading in ("introduced", "accumulated", "noise")
-        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
-    for result in shown:
-        table.add_row(*_cells(result), style=MARKS[result.status])
+    widths = [max(len(row[i]) for row in (_HEADINGS, *rows_of_cells)) for i in range(len(_HEADINGS) - 1)]
+    for heading, width in zip(_HEADINGS, widths, strict=False):
+        left = heading in ("layer", "status")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True, min_width=width)
+    room = console.width - sum(widths) - len(widths) - 1
+    table.add_column(_HEADINGS[-1], no_wrap=True, overflow="ellipsis", max_width=max(8, room))
+    for result, cells in zip(shown, rows_of_cells, strict=True):
+        table.add_row(*cells, style=MARKS[result.status])
     console.print(table)
 
 
@@ -150,11 +156,10 @@ def _window(report: Report, rows: int) -> list[LayerResult]:
 
 def _cells(result: LayerResult) -> tuple[str, ...]:
     def number(value: float | None) -> str:
-        return "" if value is None else f"{value:.2e}"
+        return "" if value is None else f"{value:.1e}"
 
     return (
-        layer_name(result.layer) + (f" #{result.call}" if result.call else ""),
-        result.op or result.type,
+        layer_name(result.layer) + (f" #{result.call}" if result.call else "") + (f" {result.op}" if result.op else ""),
         str(result.status),
         number(result.introduced.max_abs if result.introduced else None),
         number(result.accumulated.max_abs if result.accumulated else None),

@@ -1,0 +1,58 @@
+# Everything runs in .venv, made from the pinned versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults check clean
+
+$(VENV)/.made:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+# torch comes first and alone: a plain request for it can bring gigabytes of CUDA packages.
+$(VENV)/.demo: $(VENV)/.made pyproject.toml constraints.txt
+	$(PIP) torch
+	$(PIP) -e '.[demo]'
+	touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	$(PIP) -e '.[test]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.demo
+	$(RUN) -m demo
+
+test: $(VENV)/.test
+	$(RUN) -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+
+test-slow: $(VENV)/.test
+	$(RUN) -m pytest -m slow
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+contracts: $(VENV)/.dev
+	$(VENV)/bin/lint-imports
+
+docs: $(VENV)/.dev
+	$(VENV)/bin/mkdocs build --strict
+
+notebooks: $(VENV)/.test
+	$(RUN) -m pytest tests/test_notebooks.py
+
+bench-faults: $(VENV)/.test
+	$(RUN) -m benchmarks.localisation
+
+check: lint types contracts test docs
+
+clean:
+	rm -rf $(VENV) site demo/out benchmarks/out

@@ -1,0 +1,142 @@
+"""The command line: ``layerdiff trace | report | doctor``. Exit 0: agrees, 1: diverges, 2: could not tell."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from layerdiff.errors import InputError, LayerdiffError
+
+if TYPE_CHECKING:
+    from layerdiff.report import Report
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
+
+AGREES, DIVERGES, COULD_NOT_TELL = 0, 1, 2
+
+
+@app.command()
+def trace(
+    model: Annotated[str, typer.Argument(help="package.module:name of the model, or of a function that builds it")],
+    candidate: Annotated[Path, typer.Argument(help="the exported .onnx file")],
+    inputs: Annotated[list[Path] | None, typer.Option("--input", "-i", help=".npy or .npz; repeat for samples")] = None,
+    rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
+    atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
+    granularity: Annotated[str, typer.Option(help="one row per 'module' or per 'op'")] = "module",
+    html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the report as JSON, to be read back later")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")] = False,
+) -> None:
+    """Find the first layer of an ONNX file that diverges from its PyTorch model."""
+    import layerdiff
+
+    reference, example = _built(model)
+    given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
+    if given is None:
+        raise InputError(f"{model} gives no example inputs; pass --input x.npz")
+    fixed = layerdiff.Tolerance(rtol or 0.0, atol or 0.0) if rtol is not None or atol is not None else None
+    report = layerdiff.trace(
+        reference,
+        candidate,
+        given,
+        tolerance=fixed or "auto",
+        granularity=granularity,  # type: ignore[arg-type]  trace() checks it and says what it wanted
+        progress=not quiet,
+    )
+    _show(report)
+    _write(report, html=html, plot=plot, csv=csv, save=save)
+    raise typer.Exit(AGREES if report.agrees else DIVERGES)
+
+
+@app.command()
+def report(
+    saved: Annotated[Path, typer.Argument(help="a report that --save or Report.save wrote")],
+    html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write the divergence plot")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
+) -> None:
+    """Show a saved report again, without running anything."""
+    from layerdiff.report import load
+
+    found = load(saved)
+    _show(found)
+    _write(found, html=html, plot=plot, csv=csv, save=None)
+    raise typer.Exit(AGREES if found.agrees else DIVERGES)
+
+
+@app.command()
+def doctor() -> None:
+    """Versions and execution providers of this machine, and what is missing."""
+    from layerdiff.environment import OPTIONAL, installed, package_versions
+
+    import onnxruntime
+
+    table = Table("package", "version", "what for", box=None)
+    for name, version in package_versions().items():
+        table.add_row(name, version, "needed")
+    for name, purpose in OPTIONAL.items():
+        table.add_row(name, installed(name), purpose)
+    console = Console()
+    console.print(table)
+    console.print(f"execution providers: {', '.join(onnxruntime.get_available_providers())}")
+    missing = [name for name, version in package_versions().items() if version == "missing"]
+    console.print(f"missing: {', '.join(missing)}" if missing else "everything that is needed is there")
+    raise typer.Exit(COULD_NOT_TELL if missing else AGREES)
+
+
+def _built(spec: str) -> tuple[Any, Any]:
+    """The model that ``package.module:name`` gives, and example inputs where its builder returns some."""
+    module_name, _, attribute = spec.partition(":")
+    if not module_name or not attribute:
+        raise InputError(f"{spec!r}: wanted package.module:name, for instance mymodels.yolo:build")
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise InputError(f"{spec!r}: cannot import {module_name} ({error}); run from the folder it is in") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{spec!r}: module {module_name} has no {attribute!r}")
+    built = getattr(module, attribute)
+    import torch
+
+    if not isinstance(built, torch.nn.Module) and callable(built):
+        built = built()
+    if isinstance(built, tuple) and len(built) == 2:  # the model and its example inputs
+        return built
+    return built, None
+
+
+def _show(report: Report) -> None:
+    from layerdiff.report.text import print_report
+
+    print_report(report, Console())
+
+
+def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | None, save: Path | None) -> None:
+    if html is not None:
+        report.to_html(html)
+    if plot is not None:
+        report.plot(plot)
+    if csv is not None:
+        report.to_frame().to_csv(csv, index=False)
+    if save is not None:
+        report.save(save)
+    for path in filter(None, (html, plot, csv, save)):
+        Console().print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def main() -> None:
+    """Run the command line; a failure of ours is one line on stderr and exit code 2."""
+    try:
+        app()
+    except LayerdiffError as error:
+        Console(stderr=True).print(f"layerdiff: {error}", markup=False, soft_wrap=True)
+        sys.exit(COULD_NOT_TELL)
