@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.operators import base_name, likeness, only_moves
 from layerdiff.align.weights import channel_factors, parameters_of_sites
 from layerdiff.localise import meaningful
+from layerdiff.operators import base_name, likeness, only_moves
 
 if TYPE_CHECKING:
     from layerdiff.align import Alignment
@@ -34,6 +34,9 @@ def blame(alignment: Alignment, origin: Origin) -> tuple[int, str | None]:
     sites = [reference.sites[index] for index in meaningful(alignment, origin.sites)]
     if not sites:
         return 0, None
+    maker = _wrong_constant(alignment, origin, sites)
+    if maker is not None:
+        return maker.owner, maker.op
     sites = _standing_alone(alignment, origin, _unfolded(alignment, origin, sites))
     owners = {site.owner for site in sites}
     op = sites[0].op if len(sites) == 1 else None
@@ -43,6 +46,10 @@ def blame(alignment: Alignment, origin: Origin) -> tuple[int, str | None]:
 def _call_of_value(alignment: Alignment, origin: Origin) -> int:
     """The layer that inserted nodes belong to: the maker of the value if all its readers see the change."""
     reference, graph = alignment.reference, alignment.candidate.graph
+    scopes = {graph.nodes[index].scope for index in origin.nodes} - {""}
+    named = [call.index for call in reference.calls if call.layer in scopes]
+    if len(scopes) == 1 and len(named) == 1:  # nothing but a name can tell; a tool that inserts nodes leaves none
+        return named[0]
     root = alignment.root(origin.value)
     site = reference.producer(root)
     sources = alignment.tensors_of(root) | alignment.tensors_of(origin.value)
@@ -52,6 +59,29 @@ def _call_of_value(alignment: Alignment, origin: Origin) -> int:
     family = set(alignment.families[root].members) if root in alignment.families else {root}
     using = [s for s in reference.sites if family.intersection(s.inputs) and not only_moves(s.op)]
     return using[0].owner if using else 0
+
+
+def _wrong_constant(alignment: Alignment, origin: Origin, sites: list[Site]) -> Site | None:
+    """Where the fault is in a value that does not depend on the inputs (a position table), the site that made it."""
+    reference = alignment.reference
+    sizes = {array.size for array in _constants(alignment, origin)}
+    for site in sites:
+        for value in site.inputs:
+            known, maker = reference.values[value], _maker(reference, value)
+            suspect = known.constant and known.parameter is None and known.array is not None and known.array.size > 1
+            if not suspect or maker is None or value in alignment.constants or known.array is None:
+                continue
+            if known.array.size in sizes:
+                return maker
+    return None
+
+
+def _maker(reference: Reference, value: int) -> Site | None:
+    """The site that computed a value, behind all that only moves it."""
+    site = reference.producer(value)
+    while site is not None and only_moves(site.op) and site.inputs:
+        site = reference.producer(site.inputs[0])
+    return site
 
 
 def _common_call(reference: Reference, owners: set[int]) -> int:
@@ -69,8 +99,7 @@ def _enclosing(reference: Reference, call: int) -> list[int]:
 
 
 def _unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
-    """Of a convolution and the BatchNorm folded into it, the guilty one (by the weights of the node, else by values)."""
-    reference = alignment.reference
+    """Of a convolution and the BatchNorm folded into it, the guilty one: by the node's weights, else by values."""
     norms = [s for s in sites if "batch_norm" in base_name(s.op)]
     heavy = [s for s in sites if base_name(s.op) in ("convolution", "addmm", "mm")]
     if len(norms) != 1 or len(heavy) != 1 or heavy[0].outputs[0] not in norms[0].inputs:
@@ -93,7 +122,7 @@ def _standing_alone(alignment: Alignment, origin: Origin, sites: list[Site]) -> 
 
 
 def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site) -> str:
-    """"right" when the folded weights are what they should be, else which of the two they accuse."""
+    """What the folded weights say: "right", or which of the two they accuse, "heavy" or "norm"."""
     reference = alignment.reference
     names = parameters_of_sites(reference)
     weight = next((reference.parameters[n] for n in names.get(heavy.index, ()) if n.endswith("weight")), None)

@@ -1,4 +1,4 @@
-"""The candidate with one sample: run it as shipped, with every tensor visible, or cut open with expected values fed in."""
+"""The candidate with one sample: run as shipped, with every tensor visible, or cut open and fed expected values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.backends import Optimisation
-from layerdiff.graph import Injection
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
     import onnx
 
     from layerdiff.backends import Backend
-    from layerdiff.graph import Graph
+    from layerdiff.graph import Graph, Injection
 
     Array = np.ndarray[Any, Any]
 

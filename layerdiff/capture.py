@@ -153,7 +153,7 @@ class Recorder(TorchDispatchMode):
     """Sees every operator and every module call, and keeps a copy of every value."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self._paths: dict[int, list[str]] = {}
         for path, module in model.named_modules(remove_duplicate=False):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,13 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 AGREES, DIVERGES, COULD_NOT_TELL = 0, 1, 2
 
 
+class Granularity(str, Enum):
+    """What a row of the table is."""
+
+    MODULE = "module"
+    OP = "op"
+
+
 @app.command()
 def trace(
     model: Annotated[str, typer.Argument(help="package.module:name of the model, or of a function that builds it")],
@@ -28,7 +36,7 @@ def trace(
     inputs: Annotated[list[Path] | None, typer.Option("--input", "-i", help=".npy or .npz; repeat for samples")] = None,
     rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
     atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
-    granularity: Annotated[str, typer.Option(help="one row per 'module' or per 'op'")] = "module",
+    granularity: Annotated[Granularity, typer.Option(help="one row per module, or per operator")] = Granularity.MODULE,
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
@@ -48,7 +56,7 @@ def trace(
         candidate,
         given,
         tolerance=fixed or "auto",
-        granularity=granularity,  # type: ignore[arg-type]  trace() checks it and says what it wanted
+        granularity="op" if granularity is Granularity.OP else "module",
         progress=not quiet,
     )
     _show(report)
@@ -75,9 +83,9 @@ def report(
 @app.command()
 def doctor() -> None:
     """Versions and execution providers of this machine, and what is missing."""
-    from layerdiff.environment import OPTIONAL, installed, package_versions
-
     import onnxruntime
+
+    from layerdiff.environment import OPTIONAL, installed, package_versions
 
     table = Table("package", "version", "what for", box=None)
     for name, version in package_versions().items():

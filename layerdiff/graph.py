@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,13 @@ import onnx
 import onnx.inliner
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
+from onnx_graphsurgeon.logger import G_LOGGER
 
 from layerdiff.errors import ModelFileError
+from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # Operators that move no number: what comes out is what went in, perhaps in another shape.
 RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
@@ -105,16 +108,22 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
 
 class Graph:
-    """A candidate graph: nodes, producers and consumers, what is alive, what is constant. Local functions are inlined."""
+    """A candidate graph: nodes, producers and consumers, what is alive, what is constant.
+
+    Local functions are inlined and a runtime's fused operators taken apart.
+    """
 
     def __init__(self, model: onnx.ModelProto) -> None:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
+        model = unfused(model)
         self.model = model
-        self._gs: gs.Graph = gs.import_onnx(model)
+        with _quiet():
+            self._gs: gs.Graph = gs.import_onnx(model)
         proto_nodes = [n for n in model.graph.node]  # noqa: C416  a list that can be indexed beside gs nodes
         self.nodes = tuple(
-            _node(index, node, proto) for index, (node, proto) in enumerate(zip(self._gs.nodes, proto_nodes, strict=True))
+            _node(index, node, proto)
+            for index, (node, proto) in enumerate(zip(self._gs.nodes, proto_nodes, strict=True))
         )
         initializers = {t.name for t in model.graph.initializer} | {
             t.values.name for t in model.graph.sparse_initializer
@@ -217,7 +226,11 @@ class Graph:
             opset=self._gs.opset,
             import_domains=self._gs.import_domains,
         )
-        return gs.export_onnx(graph, do_type_check=False, ir_version=min(self.model.ir_version, 10))
+        with _quiet():
+            rewritten: onnx.ModelProto = gs.export_onnx(
+                graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
+            )
+        return rewritten
 
 
 class _Copier:
@@ -264,7 +277,20 @@ class _Copier:
             for slot, tensor in enumerate(original.inputs)
         ]
         captured = {name: self.tensor(t) for name, t in _captured(original).items()} | self._whole
-        return original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
+        copy = original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
+        copy.name = ""  # runtimes refuse two nodes of one name, and need none
+        return copy
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Graphsurgeon prints its warnings to stdout, where a library has no business."""
+    before = G_LOGGER.severity
+    G_LOGGER.severity = G_LOGGER.CRITICAL
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = before
 
 
 def _captured(node: gs.Node) -> dict[str, gs.Tensor]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.operators import is_reshaping
 from layerdiff.measure import measure
 from layerdiff.model import Coverage, LayerResult, Metrics, Pair, Status
+from layerdiff.operators import is_reshaping
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from layerdiff.align import Alignment
     from layerdiff.model import Call, Noise, Reference, Site, Tolerance
@@ -55,17 +57,21 @@ class LayerBook:
         return max(((s.index if (s := self._reference.producer(v)) else -1) for v in outputs), default=-1)
 
     def _of_call(self, call: Call) -> LayerResult:
-        outputs = [v for v in call.outputs if not self._reference.values[v].constant]
+        outputs = [v for v in call.outputs if not self._is_unseen_constant(v)]
         # A recurrent layer also returns states that nobody reads: they count only where there is nothing else.
         outputs = [v for v in outputs if v in self._used] or outputs
         results = [self._of_value(value, call, None) for value in dict.fromkeys(outputs)]
         if not results:
-            reason = "returns values that do not depend on the inputs" if call.outputs else "returns no tensor"
+            reason = "its result does not depend on the inputs and was folded into another constant"
+            reason = reason if call.outputs else "returns no tensor"
             results = [self._result(call, None, Status.UNMATCHED, reason)]
         worst = max(results, key=lambda r: _SEVERITY.index(r.status))
         if call.index in self._accused and worst.status is not Status.DIVERGES:
             return self._with_status(worst, Status.DIVERGES)
         return worst
+
+    def _is_unseen_constant(self, value: int) -> bool:
+        return self._reference.values[value].constant and value not in self._alignment.constants
 
     def _of_site(self, site: Site) -> LayerResult:
         call = self._reference.calls[site.owner]
@@ -78,6 +84,12 @@ class LayerBook:
         pair = found.pair(value)
         if pair is None:
             return self._without_counterpart(value, call, op)
+        if value in found.constants:
+            metrics = self._metrics(value, found.candidate.constants[pair.tensor])
+            return LayerResult(
+                call.layer, call.call, call.type, op, pair.tensor, pair.evidence, Status.AGREES,
+                "a constant of the graph", metrics, metrics, self._floor.get(value),
+            )  # fmt: skip
         accumulated = self._metrics(value, found.candidate.tapped.get(pair.tensor))
         introduced = self._metrics(value, found.isolated.get(pair.tensor)) if found.isolated else accumulated
         return LayerResult(
@@ -126,14 +138,12 @@ class LayerBook:
                     todo.append(output)
         return None
 
-    def _metrics(self, value: int, actual: np.ndarray | None) -> Metrics | None:  # type: ignore[type-arg]
+    def _metrics(self, value: int, actual: NDArray[Any] | None) -> Metrics | None:
         known = self._reference.values[value]
         if known.array is None or actual is None or actual.size != known.array.size:
             return None
         shaped = np.ascontiguousarray(actual).reshape(known.array.shape)
-        return measure(
-            known.array, shaped, dtype=known.dtype, noise=self._floor.get(value), tolerance=self._tolerance
-        )
+        return measure(known.array, shaped, dtype=known.dtype, noise=self._floor.get(value), tolerance=self._tolerance)
 
     @staticmethod
     def _result(call: Call, op: str | None, status: Status, reason: str) -> LayerResult:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from layerdiff.align.operators import only_moves
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
+from layerdiff.operators import only_moves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -68,11 +68,10 @@ def _merged(origins: list[Origin]) -> list[Origin]:
     found: dict[tuple[int, str], Origin] = {}
     for origin in origins:
         key = (origin.value, origin.slot.tensor)
-        if key in found and found[key].slot.edges is not None and origin.slot.edges is not None:
-            slot = replace(origin.slot, edges=origin.slot.edges | found[key].slot.edges)
-            found[key] = replace(found[key], slot=slot)
-        else:
-            found.setdefault(key, origin)
+        before = found.setdefault(key, origin)
+        if before.slot.edges is not None and origin.slot.edges is not None:
+            slot = replace(before.slot, edges=before.slot.edges | origin.slot.edges)
+            found[key] = replace(before, slot=slot)
     by_tensor = {origin.slot: origin for origin in reversed(found.values())}
     return list(by_tensor.values())
 
@@ -168,9 +167,7 @@ class _Region:
         return found.holds(self.value, actual)
 
 
-def _trials(
-    alignment: Alignment, region: _Region, sites: set[int], border: list[int]
-) -> Iterator[tuple[int, Slot]]:
+def _trials(alignment: Alignment, region: _Region, sites: set[int], border: list[int]) -> Iterator[tuple[int, Slot]]:
     """Values with slots worth trying, earliest value first."""
     reference, tapped = alignment.reference, alignment.candidate.tapped
     inside = [v for index in sorted(sites) for v in reference.sites[index].outputs if v != region.value]

@@ -137,9 +137,7 @@ def _ratio(top: float, bottom: float) -> float:
     return 0.0 if top == 0 else float("inf")
 
 
-def limits_for(
-    reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None
-) -> dict[int, float]:
+def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None) -> dict[int, float]:
     """The absolute limit of every value that has numbers, by value index."""
     found = {}
     for value in reference.values:

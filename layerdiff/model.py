@@ -132,7 +132,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The dataflow graph of one forward pass of the reference: sites, the values between them, the calls around them."""
+    """The dataflow graph of one forward pass: sites, the values between them, the calls around them."""
 
     values: tuple[Value, ...]
     sites: tuple[Site, ...]

@@ -37,7 +37,7 @@ def noise_floor(
     A value is left out where the twin did not compute the same graph (a model whose control flow is random, say).
     """
     twin = _Twin(model, reference)
-    before = torch.backends.mkldnn.set_flags(False)[0]  # noqa: FBT003  the context manager also sets TF32, and warns
+    before = torch.backends.mkldnn.set_flags(False)[0]
     try:
         record(twin, args, kwargs)
     finally:

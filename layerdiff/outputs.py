@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.operators import base_name
 from layerdiff.errors import AlignmentError
 from layerdiff.measure import limit_for, measure
 from layerdiff.model import OutputResult
+from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -45,7 +45,7 @@ class OutputPairs:
         return measure(expected, actual, dtype=known.dtype, noise=self.floor.get(value), tolerance=self.tolerance)
 
     def _tied(self, value: int, actual: Array) -> tuple[Array, Array] | None:
-        """For positions of largest or sorted elements, the elements at those positions: equals may come in any order."""
+        """For positions of the largest or sorted elements, the elements there: equals may come in any order."""
         site = self.reference.producer(value)
         if site is None or base_name(site.op) not in ("argmax", "argmin", "max", "min", "topk", "sort", "argsort"):
             return None
@@ -59,7 +59,7 @@ class OutputPairs:
             return _rounded(flat[expected], flat[actual], source.dtype, self.floor.get(site.inputs[0]))
         if expected.ndim < source.array.ndim:
             expected, actual = np.expand_dims(expected, axis), np.expand_dims(actual, axis)
-        if actual.size and not (0 <= actual.min() and actual.max() < source.array.shape[axis]):
+        if actual.size and not (actual.min() >= 0 and actual.max() < source.array.shape[axis]):
             return None
         left, right = (np.take_along_axis(source.array, i, axis) for i in (expected, actual))
         return _rounded(left, right, source.dtype, self.floor.get(site.inputs[0]))
@@ -75,7 +75,7 @@ class OutputPairs:
 
     def results(self, shipped: Mapping[str, Array | None], tapped: Mapping[str, Array]) -> tuple[OutputResult, ...]:
         """One result per output, in the model's order."""
-        names = {value: name for name, value in reversed(self.reference.outputs.items())}
+        names = {value: name for name, value in reversed(list(self.reference.outputs.items()))}
         of_shipped, of_tapped = self.measured(shipped), self.measured(tapped)
         found = []
         for value, tensor in self.tensors.items():
@@ -102,7 +102,7 @@ class OutputPairs:
 
 def _rounded(expected: Array, actual: Array, dtype: str, noise: Noise | None) -> tuple[Array, Array]:
     """Elements that are equal within rounding are made equal, so that a tie is no difference."""
-    if expected.dtype.kind not in "f":
+    if expected.dtype.kind != "f":
         return expected, actual
     limit = limit_for(expected, dtype, noise)
     return expected, np.where(np.abs(actual - expected) <= limit, expected, actual)

@@ -23,7 +23,7 @@ class Progress:
         self._bar = RichProgress(*columns, console=Console(file=sys.stderr), disable=not enabled)
         self._task = self._bar.add_task("starting", total=STAGES)
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> Progress:  # noqa: PYI034  typing.Self is not in Python 3.10
         self._bar.start()
         return self
 

@@ -81,7 +81,9 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
 
     """
     if not isinstance(reference, torch.nn.Module):
-        raise InputError(f"reference: wanted a torch.nn.Module, got a {type(reference).__name__}; pass the model itself")
+        raise InputError(
+            f"reference: wanted a torch.nn.Module, got a {type(reference).__name__}; pass the model itself"
+        )
     _check_options(tolerance, granularity)
     warnings = _training_warning(reference)
     graph = Graph(load(candidate))

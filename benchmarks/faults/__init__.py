@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from benchmarks.faults.cases import Foundry, generate
-from benchmarks.faults.fault import Fault, FaultyCase
+from benchmarks.faults.fault import Fault, FaultyCase, FaultyPair
+from benchmarks.faults.one_call import ONE_CALL_KINDS
 from benchmarks.faults.registry import KINDS
 
-__all__ = ["KINDS", "Fault", "FaultyCase", "Foundry", "generate"]
+__all__ = ["KINDS", "ONE_CALL_KINDS", "Fault", "FaultyCase", "FaultyPair", "Foundry", "generate"]

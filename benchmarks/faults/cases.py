@@ -4,74 +4,49 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import itertools
 import random
 from collections import Counter
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from benchmarks.faults.fault import FaultyCase
-from benchmarks.faults.first_difference import first_difference
-from benchmarks.faults.forwards import SEAMS
+from benchmarks.faults.fault import FaultyCase, FaultyPair
 from benchmarks.faults.fusion import fused_with
-from benchmarks.faults.registry import KINDS, plant
-from benchmarks.faults.survey import Survey, survey
+from benchmarks.faults.pairs import Planting, make_pair
+from benchmarks.faults.proof import Rejected, check_place, exported, output_of
+from benchmarks.faults.registry import IN_SEVERAL_LAYERS, KINDS, Plant, plant
+from benchmarks.faults.subject import Subject, Way, subject
 from benchmarks.faults.workpiece import Workpiece
-from tests.zoo import MODELS, Sample
-from tests.zoo.exports import UNSUPPORTED, Exporter, Treatment, export, treat
-from tests.zoo.healthy import relative_gap, run_onnx, run_torch
+from tests.zoo import MODELS
+from tests.zoo.exports import Treatment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    import onnx
+    from torch import Tensor, nn
 
     from benchmarks.faults.fault import Fault
 
-T = TypeVar("T")
-
-MIN_EFFECT = 1e-4
-"""Smallest change of the model's output, relative to its largest value, that counts as a fault."""
-MAX_EXPORT_GAP = 1e-3
-"""Largest distance between the broken copy and its export."""
 ATTEMPTS = 5
 """Draws of one kind in one model before another model is taken."""
-
-
-class Rejected(Exception):  # noqa: N818  not an error: the next draw follows
-    """A planting that makes no case; the text says why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model of the zoo, what it computes, and the calls it makes."""
-
-    name: str
-    sample: Sample
-    expected: np.ndarray
-    survey: Survey
-
-
-@dataclasses.dataclass(frozen=True)
-class Order:
-    """What the next case should be."""
-
-    kind: str
-    subject: Subject
-    exporter: Exporter
-    treatment: Treatment
+GIVE_UP = 3
+"""Rounds of so many draws without a single case after which a kind is no longer tried in a model."""
 
 
 class Foundry:
-    """Makes cases and keeps count of what was made and what was rejected."""
+    """Makes cases and keeps count of what was made and what was rejected.
 
-    def __init__(self, seed: int, models: Sequence[str] | None = None) -> None:
+    `models` are names from MODELS or CONTROL_FLOW_MODELS, `kinds` is KINDS or ONE_CALL_KINDS.
+    """
+
+    def __init__(
+        self, seed: int, models: Sequence[str] | None = None, kinds: Mapping[str, tuple[Plant, ...]] = KINDS
+    ) -> None:
         self._rng = random.Random(seed)
-        self._subjects = [_subject(name) for name in models or MODELS]
+        self._kinds = kinds
+        self._subjects = [subject(name) for name in models or MODELS]
         self._seen: set[tuple[str, ...]] = set()
         self.made: Counter[str] = Counter()
         self.rejected: Counter[tuple[str, str]] = Counter()
+        self._failed: Counter[tuple[str, str]] = Counter()
         self._barren: set[tuple[str, str]] = set()
 
     def cases(self, count: int) -> Iterator[FaultyCase]:
@@ -82,47 +57,73 @@ class Foundry:
                 return
             yield case
 
+    def pairs(self, count: int) -> Iterator[FaultyPair]:
+        """`count` exports with two faults each, or fewer if none can be found any more."""
+        for number in range(count):
+            pair = self._next_pair(number)
+            if pair is None:
+                return
+            yield pair
+
     def _next(self, number: int) -> FaultyCase | None:
-        for kind in self._by_use("kind", list(KINDS)):
-            for subject in self._by_use("model", self._subjects, kind):
+        for kind in self._by_use("kind", list(self._kinds)):
+            for target in self._by_use("model", self._subjects, kind):
+                if self._failed[kind, target.name] >= GIVE_UP and not self.made[f"{kind} in {target}"]:
+                    continue
                 for _ in range(ATTEMPTS):
-                    if (kind, subject.name) in self._barren:
+                    if (kind, target.name) in self._barren:
                         break
-                    order = Order(kind, subject, *self._way(subject.name))
+                    way = self._way(target)
                     try:
-                        case = self._make(number, order)
+                        case = self._make(number, kind, target, way)
                     except Rejected as reason:
                         self.rejected[kind, str(reason)] += 1
                         continue
-                    self._count(order)
+                    self._count((kind,), target, way)
                     return case
+                self._failed[kind, target.name] += 1
         return None
 
-    def _make(self, number: int, order: Order) -> FaultyCase:
-        sample = order.subject.sample
-        piece = Workpiece(copy.deepcopy(sample.model), order.subject.survey)
-        fault = plant(order.kind, piece, self._rng)
+    def _make(self, number: int, kind: str, target: Subject, way: Way) -> FaultyCase:
+        piece = target.piece()
+        fault = plant(self._kinds, kind, piece, self._rng)
         if fault is None:
-            self._barren.add((order.kind, order.subject.name))
+            self._barren.add((kind, target.name))
             raise Rejected("no place in this model")
-        way = (order.exporter.value, order.treatment.value)
-        key = (order.subject.name, fault.kind, fault.layer, fault.detail, *way)
+        key = (target.name, fault.kind, fault.layer, fault.detail, *(part.value for part in way))
         if key in self._seen:
             raise Rejected("made before")
-        _check_place(piece, order, fault)
-        proto = _exported(piece, order)
+        check_place(target, piece, fault)
+        proto = exported(target, piece, way, output_of(target, piece), target.expected)
         self._seen.add(key)
-        name = f"{number:04d}-{order.subject.name}-{fault.kind}-{order.exporter.value}-{order.treatment.value}"
-        if order.treatment is Treatment.ORT_EXTENDED:
-            healthy = Workpiece(sample.model, order.subject.survey)
-            also = dict.fromkeys((*fault.also_ok, *fused_with(healthy, fault.layer)))
-            fault = dataclasses.replace(fault, also_ok=tuple(also))
-        model = copy.deepcopy(sample.model)
-        return FaultyCase(name, model, sample.inputs, proto, fault, order.exporter, order.treatment)
+        name = _name(number, target, (fault,), way)
+        return FaultyCase(name, *_original(target), proto, _in_file(target, fault, way), *way)
 
-    def _way(self, model: str) -> tuple[Exporter, Treatment]:
-        ways = [way for way in itertools.product(Exporter, Treatment) if (model, *way) not in UNSUPPORTED]
-        return self._by_use("way", ways)[0]
+    def _next_pair(self, number: int) -> FaultyPair | None:
+        every = [kind for kind in self._kinds if kind not in IN_SEVERAL_LAYERS]
+        for first in self._by_use("kind", every):
+            for target in self._by_use("model", self._subjects, first):
+                for _ in range(ATTEMPTS):
+                    kinds = (first, self._rng.choice(every))
+                    way = self._way(target)
+                    try:
+                        pair = self._make_pair(number, kinds, target, way)
+                    except Rejected as reason:
+                        self.rejected[first, str(reason)] += 1
+                        continue
+                    self._count(kinds, target, way)
+                    return pair
+        return None
+
+    def _make_pair(self, number: int, kinds: tuple[str, str], target: Subject, way: Way) -> FaultyPair:
+        one, two = (Planting(self._kinds, kind, self._rng.getrandbits(63)) for kind in kinds)
+        (first, second), proto = make_pair(target, (one, two), way)
+        faults = (_in_file(target, first, way), _in_file(target, second, way))
+        return FaultyPair(_name(number, target, faults, way), *_original(target), proto, faults, *way)
+
+    def _way(self, target: Subject) -> Way:
+        way: Way = self._by_use("way", list(target.ways))[0]
+        return way
 
     def _by_use(self, what: str, choices: list, within: str = "") -> list:
         """The choices, least used first, ties in random order."""
@@ -130,16 +131,14 @@ class Foundry:
         return sorted(shuffled, key=lambda choice: self._uses(what, choice, within))
 
     def _uses(self, what: str, choice: object, within: str) -> tuple[int, int]:
-        if isinstance(choice, Subject):
-            return self.made[f"model {choice.name}"], self.made[f"{within} in {choice.name}"]
-        return self.made[f"{what} {_text(choice)}"], 0
+        return self.made[f"{what} {_text(choice)}"], self.made[f"{within} in {_text(choice)}"]
 
-    def _count(self, order: Order) -> None:
-        model = order.subject.name
-        self.made[f"kind {order.kind}"] += 1
-        self.made[f"model {model}"] += 1
-        self.made[f"{order.kind} in {model}"] += 1
-        self.made[f"way {_text((order.exporter, order.treatment))}"] += 1
+    def _count(self, kinds: tuple[str, ...], target: Subject, way: Way) -> None:
+        for kind in kinds:
+            self.made[f"kind {kind}"] += 1
+            self.made[f"{kind} in {target}"] += 1
+        self.made[f"model {target}"] += 1
+        self.made[f"way {_text(way)}"] += 1
 
 
 def generate(count: int, seed: int, models: Sequence[str] | None = None) -> Iterator[FaultyCase]:
@@ -147,47 +146,21 @@ def generate(count: int, seed: int, models: Sequence[str] | None = None) -> Iter
     return Foundry(seed, models).cases(count)
 
 
-def _subject(name: str) -> Subject:
-    sample = MODELS[name]()
-    expected = run_torch(sample.model, sample.inputs)
-    return Subject(name, sample, expected, survey(sample.model, sample.inputs, SEAMS))
+def _original(target: Subject) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    return copy.deepcopy(target.sample.model), target.sample.inputs
 
 
-def _check_place(piece: Workpiece, order: Order, fault: Fault) -> None:
-    """The broken copy first computes something else, from the same inputs, where the fault says."""
-    sample = order.subject.sample
-    found = _attempt("the broken copy does not run", lambda: first_difference(sample.model, piece.model, sample.inputs))
-    if found is None:
-        raise Rejected("no effect at any layer")
-    if found != fault.layer:
-        raise Rejected("the first effect is at another layer")
+def _in_file(target: Subject, fault: Fault, way: Way) -> Fault:
+    """The fault with the neighbours that the treatment makes one with its layer."""
+    if way[1] is not Treatment.ORT_EXTENDED:
+        return fault
+    survey = target.survey if fault.call is None else target.survey.narrowed(fault.layer, fault.call)
+    fused = fused_with(Workpiece(target.sample.model, survey), fault.layer)
+    return dataclasses.replace(fault, also_ok=tuple(dict.fromkeys((*fault.also_ok, *fused))))
 
 
-def _exported(piece: Workpiece, order: Order) -> onnx.ModelProto:
-    """The treated export of the broken copy, once it is sure that it carries the fault and no other."""
-    healthy, inputs = order.subject.expected, order.subject.sample.inputs
-    broken = _attempt("the broken copy does not run", lambda: run_torch(piece.model, inputs))
-    if broken.shape != healthy.shape or not np.all(np.isfinite(broken)):
-        raise Rejected("other shape or not finite")
-    if not relative_gap(healthy, broken) >= MIN_EFFECT:
-        raise Rejected("no effect on the output")
-    raw = _attempt(f"{order.exporter.value} fails", lambda: export(piece.model, inputs, order.exporter))
-    proto = _attempt(f"{order.treatment.value} fails", lambda: treat(raw, order.treatment))
-    actual = _attempt("ONNX Runtime fails", lambda: run_onnx(proto, inputs))
-    fidelity = relative_gap(broken, actual)
-    if not fidelity <= MAX_EXPORT_GAP:
-        raise Rejected(f"the {order.exporter.value} export disagrees with the broken copy")
-    if not relative_gap(healthy, actual) >= max(MIN_EFFECT, 2 * fidelity):
-        raise Rejected("the export lost the fault")
-    return proto
-
-
-def _attempt(failure: str, step: Callable[[], T]) -> T:
-    """What the step gives; whatever it raises is a reason to draw again."""
-    try:
-        return step()
-    except Exception as error:
-        raise Rejected(f"{failure}: {type(error).__name__}") from error
+def _name(number: int, target: Subject, faults: tuple[Fault, ...], way: Way) -> str:
+    return "-".join([f"{number:04d}", target.name, *(fault.kind for fault in faults), *(part.value for part in way)])
 
 
 def _text(choice: object) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.faults.fault import Fault
+from benchmarks.faults.fault import Fault, joined
 
 if TYPE_CHECKING:
     import random
@@ -25,6 +25,8 @@ class Variant:
     seam: str
     detail: str
     body: Callable[..., Any]
+    scaled: int | None = None
+    """The operand that alone is multiplied by a constant."""
 
 
 def _first(_: Any, *operands: Tensor) -> Tensor:
@@ -86,8 +88,8 @@ VARIANTS: dict[str, tuple[Variant, ...]] = {
         Variant("pool", "maximum instead of mean", lambda _, x: x.amax((2, 3))),
     ),
     "constant-changed": (
-        Variant("join", "x + 0.9 branch", lambda _, x, branch: x + 0.9 * branch),
-        Variant("embed", "position times 0.5", lambda _, x, position: x + 0.5 * position),
+        Variant("join", "x + 0.9 branch", lambda _, x, branch: x + 0.9 * branch, scaled=1),
+        Variant("embed", "position times 0.5", lambda _, x, position: x + 0.5 * position, scaled=1),
         Variant("shrink", "0.33 instead of 0.3", lambda _, correction: 0.33 * correction),
         Variant("centre", "no half cell", lambda _, xy, grid, stride: (xy * 2 + grid) * stride),
         Variant("centre", "stride 8 for all", lambda f, xy, grid, stride: f(xy, grid, 8 if stride != 8 else 16)),
@@ -138,6 +140,8 @@ def in_forward(kind: str) -> Callable[[Workpiece, random.Random], Fault | None]:
         also: tuple[str, ...] = ()
         if kind in _REMOVALS:
             also = _around(piece, path, variant.seam)
+        if variant.scaled is not None:  # a Mul, or no node at all, on the edge from a child to the operator
+            also = joined(piece.beside_operand(path, variant.seam, variant.scaled), but=path)
         piece.override(path, variant.seam, variant.body)
         return Fault(kind, path, also, f"{variant.seam}: {variant.detail}")
 

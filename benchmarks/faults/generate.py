@@ -1,6 +1,6 @@
 """A table of faulty exports and of how often each kind was made and rejected.
 
-`python -m benchmarks.faults.generate --count 50 --seed 0 [--models resnet yolo]`
+`python -m benchmarks.faults.generate --count 50 --seed 0 [--models resnet yolo] [--what pairs]`
 """
 
 from __future__ import annotations
@@ -8,37 +8,59 @@ from __future__ import annotations
 import argparse
 import time
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.faults.cases import Foundry
+from benchmarks.faults.one_call import ONE_CALL_KINDS
 from benchmarks.faults.registry import KINDS
 from tests.zoo import MODELS
+from tests.zoo.control_flow import CONTROL_FLOW_MODELS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from benchmarks.faults.fault import Fault
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--models", nargs="*", choices=list(MODELS))
+    parser.add_argument("--models", nargs="*", choices=[*MODELS, *CONTROL_FLOW_MODELS])
+    parser.add_argument("--what", choices=["cases", "pairs", "one-call", "control-flow"], default="cases")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    foundry = Foundry(options.seed, options.models)
+    models = options.models or list(CONTROL_FLOW_MODELS if options.what == "control-flow" else MODELS)
+    kinds = ONE_CALL_KINDS if options.what == "one-call" else KINDS
+    foundry = Foundry(options.seed, models, kinds)
     start = time.perf_counter()
-    for case in foundry.cases(options.count):
-        also = f" (or {', '.join(repr(name) for name in case.fault.also_ok)})" if case.fault.also_ok else ""
-        print(f"{case.name:62} {case.fault.layer!r}{also}: {case.fault.detail}", flush=True)
-    number = sum(foundry.made[f"kind {kind}"] for kind in KINDS)
+    number = 0
+    for name, faults in _made(foundry, options.what, options.count):
+        number += 1
+        print(f"{name:62} {' AND '.join(_text(fault) for fault in faults)}", flush=True)
     seconds = time.perf_counter() - start
-    print(f"\n{number} cases in {seconds:.0f} s, {seconds / max(1, number):.2f} s each\n")
-    _summary(foundry)
+    print(f"\n{number} made in {seconds:.0f} s, {seconds / max(1, number):.2f} s each\n")
+    _summary(foundry, list(kinds))
 
 
-def _summary(foundry: Foundry) -> None:
-    reasons: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+def _made(foundry: Foundry, what: str, count: int) -> Iterable[tuple[str, tuple[Fault, ...]]]:
+    if what == "pairs":
+        return ((pair.name, pair.faults) for pair in foundry.pairs(count))
+    return ((case.name, (case.fault,)) for case in foundry.cases(count))
+
+
+def _text(fault: Fault) -> str:
+    also = f" (or {', '.join(repr(name) for name in fault.also_ok)})" if fault.also_ok else ""
+    return f"{fault.layer!r}{also}: {fault.detail}"
+
+
+def _summary(foundry: Foundry, kinds: list[str]) -> None:
+    reasons: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
     for (kind, reason), times in foundry.rejected.items():
         reasons[kind][reason] += times
-    for kind in KINDS:
+    for kind in kinds:
         rejected = "; ".join(f"{times} {reason}" for reason, times in reasons[kind].most_common())
         print(f"{kind:20} {foundry.made[f'kind {kind}']:4} made   rejected: {rejected or 'none'}")
     print()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from benchmarks.faults.fault import Fault
+from benchmarks.faults.fault import Fault, joined
 
 if TYPE_CHECKING:
     import random
@@ -43,10 +43,12 @@ def extra_operator(piece: Workpiece, rng: random.Random) -> Fault | None:
 
 def half_input(piece: Workpiece, rng: random.Random) -> Fault | None:
     paths = [path for path in _places(piece) if all(call.floats_in for call in piece.survey.of(path))]
+    if not paths:
+        return None
     path = rng.choice(paths)
-    also = piece.writers(path)
+    also = joined(piece.beside_input(path), piece.fold_partners(path), but=path)
     piece.override(path, "forward", lambda original, x: original(x.half().float()))
-    return Fault("half-input", path, _joined(also, piece.fold_partners(path)), "input cast to half and back")
+    return Fault("half-input", path, also, "input cast to half and back")
 
 
 def _after(
@@ -55,12 +57,15 @@ def _after(
     kind: str,
     build: Callable[[float], Callable[[Tensor], Tensor]],
     detail: str,
-) -> Fault:
-    path = rng.choice(_places(piece))
-    also = piece.readers(path)
+) -> Fault | None:
+    paths = _places(piece)
+    if not paths:
+        return None
+    path = rng.choice(paths)
+    also = joined(piece.readers(path), piece.fold_partners(path), but=path)
     change = build(max(call.peak for call in piece.survey.of(path)))
     piece.override(path, "forward", lambda original, *args: change(original(*args)))
-    return Fault(kind, path, _joined(also, piece.fold_partners(path)), detail)
+    return Fault(kind, path, also, detail)
 
 
 def _places(piece: Workpiece) -> list[str]:
@@ -79,7 +84,3 @@ def _places(piece: Workpiece) -> list[str]:
 def _repeated(piece: Workpiece) -> list[nn.Module]:
     paths = [path for path in piece.survey.paths() if piece.survey.canonical[path] != path]
     return [piece.module(path) for path in paths]
-
-
-def _joined(*groups: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for group in groups for name in group))

@@ -124,6 +124,8 @@ def _edited(
     piece: Workpiece, rng: random.Random, kind: str, edit: Callable[[Tensor], Tensor], detail: str
 ) -> Fault | None:
     slots = [slot for slot in _slots(piece) if "bias" not in slot.name and _value(piece, slot).numel() > 1]
+    if not slots:
+        return None
     slot = rng.choice(slots)
     piece.rewrite(*slot, edit(_value(piece, slot)))
     return _fault(piece, kind, slot, detail)

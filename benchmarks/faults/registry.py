@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.faults import activations, inserted, library_forwards, norms, parameters, recurrence, skipped, windows
@@ -9,13 +10,13 @@ from benchmarks.faults.forwards import VARIANTS, in_forward, upsample_mode
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Callable
+    from collections.abc import Mapping
 
     from benchmarks.faults.fault import Fault
     from benchmarks.faults.workpiece import Workpiece
 
-    Plant = Callable[[Workpiece, random.Random], Fault | None]
-    """Changes the copy and says what it did, or gives None and leaves the copy as it was."""
+Plant = Callable[["Workpiece", "random.Random"], "Fault | None"]
+"""Changes the copy and says what it did, or gives None and leaves the copy as it was."""
 
 KINDS: dict[str, tuple[Plant, ...]] = {
     "weight-noise": (parameters.weight_noise,),
@@ -57,10 +58,13 @@ KINDS["residual-removed"] += (library_forwards.library_residual,)
 KINDS["constant-changed"] += (library_forwards.library_constant,)
 KINDS["interpolate-mode"] += (upsample_mode,)
 
+IN_SEVERAL_LAYERS = frozenset({"weights-swapped", "activation-shared"})
+"""Kinds that are no part of a pair, nor of one call: behind the first wrong layer there is a second one already."""
 
-def plant(kind: str, piece: Workpiece, rng: random.Random) -> Fault | None:
+
+def plant(kinds: Mapping[str, tuple[Plant, ...]], kind: str, piece: Workpiece, rng: random.Random) -> Fault | None:
     """The fault of this kind now in the piece, or None if the model has no place for it."""
-    plants = list(KINDS[kind])
+    plants = list(kinds[kind])
     rng.shuffle(plants)
     for attempt in plants:
         fault = attempt(piece, rng)

@@ -71,6 +71,9 @@ class Survey:
         often = {path: number for path, number in times.items() if number > 1}
         return {path: n for path, n in often.items() if not any(_encloses(other, path) for other in often)}
 
+    def focused(self, path: str) -> Survey:
+        return dataclasses.replace(self, focus=path)
+
     def narrowed(self, path: str, number: int) -> Survey:
         """The same run, but of this module only one call, counted from 0, and that in focus."""
         starts = [*(call.order for call in self.of(path)), math.inf]
@@ -193,7 +196,8 @@ class _Watcher(TorchFunctionMode):
 
     def _note(self, event: _Event, operands: tuple[frozenset[Key], ...]) -> None:
         outputs = list(tensors(event.output))
-        peak = max((float(x.abs().max()) for x in outputs if x.is_floating_point() and x.numel()), default=0.0)
+        with torch._C.DisableTorchFunction():  # noqa: SLF001  what is measured here is no operator of the model
+            peak = max((float(x.abs().max()) for x in outputs if x.is_floating_point() and x.numel()), default=0.0)
         self.calls.append(
             Call(
                 event.path,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.faults.fault import Fault
+from benchmarks.faults.fault import Fault, joined
 
 if TYPE_CHECKING:
     import random
@@ -58,6 +58,9 @@ def sampling_phase(piece: Workpiece, rng: random.Random) -> Fault | None:
     if not paths:
         return None
     path = rng.choice(paths)
+    once = len(piece.survey.of(path)) == 1  # a pool called at several scales has another maker each time
+    edge = piece.beside_input(path) if once else ()
+    also = joined(edge, piece.fold_partners(path), but=path)
 
     def shifted(x: Tensor) -> Tensor:
         if x.dim() == 3:
@@ -65,7 +68,7 @@ def sampling_phase(piece: Workpiece, rng: random.Random) -> Fault | None:
         return functional.pad(x[..., 1:, 1:], (0, 1, 0, 1))
 
     piece.override(path, "forward", lambda original, x: original(shifted(x)))
-    return Fault("sampling-phase", path, piece.fold_partners(path), "input moved by one")
+    return Fault("sampling-phase", path, also, "input moved by one")
 
 
 def pool_type(piece: Workpiece, rng: random.Random) -> Fault | None:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.faults.survey import within
+
 if TYPE_CHECKING:
     import random
     from collections.abc import Callable
@@ -77,7 +79,8 @@ class Workpiece:
         readers = self.survey.consumers(path)
         if len(readers) != 1 or not isinstance(self.module(readers[0].path), BATCHNORM):
             return None
-        return readers[0].path
+        norm = readers[0].path
+        return norm if path in self.survey.sources(norm) else None
 
     def readers(self, path: str, seam: str = "") -> tuple[str, ...]:
         """The modules whose own input is what this one gives, and the parent for what its forward does with it."""
@@ -86,6 +89,30 @@ class Workpiece:
     def writers(self, path: str, seam: str = "") -> tuple[str, ...]:
         """The modules that this one gets its input from, and the parent."""
         return _names(self.survey.producers(path, seam), path)
+
+    def beside_input(self, path: str) -> tuple[str, ...]:
+        """Whose an operator on the edge into this module may be as well, its parent among them.
+
+        In the file it stands between the operator that makes the value and the layer's own. If nobody else reads the
+        value, then "after the one" and "before the other" are the same place: the same fault planted behind the
+        maker's output gives the same file. If somebody does, he gets the value as it should be, and the maker is not
+        to blame.
+        """
+        if len(self.survey.of(path)) > 1:
+            return self.writers(path)
+        return tuple(dict.fromkeys([*self._folded(self.survey.sources(path)), parent_of(path)]))
+
+    def beside_operand(self, path: str, seam: str, operand: int) -> tuple[str, ...]:
+        """Which of the module's children an operator on the edge into this seam may be of as well.
+
+        As with `beside_input`; and a factor there is folded into the child's weights as soon as somebody optimises.
+        """
+        children = [name for name in self.survey.sources(path, seam, operand) if name != path and within(path, name)]
+        return self._folded(children)
+
+    def _folded(self, paths: list[str]) -> tuple[str, ...]:
+        """These modules, each with what it is folded with: the two have one output in the file."""
+        return tuple(dict.fromkeys(name for path in paths for name in (path, *self.fold_partners(path))))
 
 
 def parent_of(path: str) -> str:

@@ -16,11 +16,11 @@ import numpy as np
 
 from layerdiff.align import structure
 from layerdiff.align.names import affinity
-from layerdiff.align.operators import FUSED_WITH_ACTIVATION, base_name, is_activation, likeness
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
 from layerdiff.graph import Injection
 from layerdiff.model import Evidence, Pair
+from layerdiff.operators import base_name, likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +48,7 @@ class Alignment:
     outputs: dict[int, str]
     matched: dict[int, list[str]]
     misshapen: dict[int, str] = field(default_factory=dict)
+    constants: dict[int, list[str]] = field(default_factory=dict)
     proposed: dict[int, Pair] = field(default_factory=dict)
     isolated_matches: dict[int, list[str]] = field(default_factory=dict)
     isolated: dict[str, Array] = field(default_factory=dict)
@@ -62,6 +63,8 @@ class Alignment:
         """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed."""
         if value in self.outputs:
             return Pair(value, self.outputs[value], Evidence.OUTPUT)
+        if value in self.constants:
+            return Pair(value, self.constants[value][0], Evidence.VALUES)
         for names, evidence in ((self.live(value), Evidence.VALUES), (self.isolated_matches.get(value), None)):
             if names:
                 return Pair(value, self._same_shape(value, names), evidence or Evidence.ISOLATED_VALUES)
@@ -109,9 +112,7 @@ class Alignment:
         return [Injection(t, self.expected_for(t, v)) for t, v in pairs.items() if t not in inputs]
 
 
-def align(
-    reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, float]
-) -> Alignment:
+def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, float]) -> Alignment:
     """Pair values with tensors; the outputs are paired from the start."""
     known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
     matched = match_values(known, candidate.tapped, limits)
@@ -121,8 +122,10 @@ def align(
         judged = metrics[value]
         if judged is not None and judged.agrees and name not in matched.get(value, ()):
             matched.setdefault(value, []).append(name)  # positions among equals: the same answer in other numbers
+    fixed = {v.index: v.array for v in reference.values if v.array is not None and v.constant and v.array.size > 1}
+    constants = match_values(fixed, candidate.constants, limits)
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
-    found = Alignment(reference, candidate, limits, comparable, matched, misshapen)
+    found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants)
     if not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items()):
         return found
     found.families = structure.value_families(reference)
@@ -154,7 +157,7 @@ class _Proposer:
         self._folded_away = self._convolutions_before_folded_norms()
 
     def _convolutions_before_folded_norms(self) -> set[int]:
-        """The sites whose result only a BatchNorm reads, in a graph without BatchNormalization: they end in the norm."""
+        """The sites whose result only a BatchNorm reads, in a graph without BatchNormalization."""
         if any(node.op == "BatchNormalization" for node in self._graph.nodes):
             return set()
         readers: dict[int, list[Site]] = {}
@@ -184,9 +187,7 @@ class _Proposer:
         """The values of every family of which nothing is paired."""
         paired = set(self._alignment.matched) | set(self._alignment.isolated_matches)
         paired |= set(self._alignment.proposed) | set(self._alignment.outputs)
-        return {
-            value for value, family in self._value_families.items() if not paired.intersection(family.members)
-        }
+        return {value for value, family in self._value_families.items() if not paired.intersection(family.members)}
 
     def _open_values(self) -> list[int]:
         """The first member of every family of which nothing is paired, in canonical order."""
@@ -229,7 +230,8 @@ class _Proposer:
                 continue
             arrays = [reference.values[values[i]].array for i in i_s]
             alike = structure.correlations(
-                [sample(a) for a in arrays if a is not None], [sample(latest.get(tensors[j], tapped[tensors[j]])) for j in j_s]
+                [sample(a) for a in arrays if a is not None],
+                [sample(latest.get(tensors[j], tapped[tensors[j]])) for j in j_s],
             )
             for row, i in enumerate(i_s):
                 for column, j in enumerate(j_s):
@@ -264,28 +266,16 @@ class _Proposer:
         site = self._reference.producer(value)
         assert site is not None
         node = self._graph.nodes[self._graph.producer[tensor]]
-        if node.op in FUSED_WITH_ACTIVATION:
-            chain = self._upstream(site, 2) if is_activation(site.op) else []
-            return _FOLDED_SCORE if any((node.index, s.index) in self._alignment.tied for s in chain) else 0.0
         own = self._alignment.tied.get((node.index, site.index), {})
         score = 0.0
         if own and Tie.SCALED not in own.values():
             # The last parameter to enter decides between MatMul and the Add of its bias.
             score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
-        before = [s for s in self._upstream(site, 1) if s is not site]
-        if any(Tie.SCALED in self._alignment.tied.get((node.index, s.index), {}).values() for s in before):
+        sources = (self._reference.producer(self._alignment.root(v)) for v in site.inputs)
+        before = [self._alignment.tied.get((node.index, s.index), {}) for s in sources if s is not None]
+        if any(Tie.SCALED in tied.values() for tied in before):
             score = max(score, _FOLDED_SCORE)
         return score
-
-    def _upstream(self, site: Site, steps: int) -> list[Site]:
-        """A site and the sites it reads from, a few steps up."""
-        found = [site]
-        for level in found:
-            if steps == 0:
-                break
-            steps -= 1
-            found += [p for v in level.inputs if (p := self._reference.producer(self._alignment.root(v))) is not None]
-        return found
 
     def drop_refuted(self) -> bool:
         """Take back proposals that the latest run confirms neither from above nor from below."""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.operators import is_reshaping
 from layerdiff.graph import RESHAPING
+from layerdiff.operators import is_reshaping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -97,7 +97,7 @@ def _post_order(roots: Iterable[Any], operands: Callable[[Any], Iterable[Any]]) 
 
 
 def best_pairing(scores: Array, threshold: float) -> list[tuple[int, int]]:
-    """The order-keeping pairs of rows and columns with the largest total score; pairs below the threshold are not made."""
+    """The order-keeping pairs of rows and columns with the largest total score, none below the threshold."""
     rows, columns = scores.shape
     best = np.zeros((rows + 1, columns + 1))
     gains = np.where(scores >= threshold, scores, -np.inf)

@@ -53,12 +53,13 @@ def match_values(
     """For each reference value the tensors that hold the same numbers, in the order of `actual`."""
     groups: dict[tuple[int, str], list[str]] = {}
     for name, array in actual.items():
-        groups.setdefault((array.size, comparable_kind(array)), []).append(name)
+        if array.size:
+            groups.setdefault((array.size, comparable_kind(array)), []).append(name)
     tables = {key: _Table(names, [actual[name] for name in names]) for key, names in groups.items()}
     found: dict[int, list[str]] = {}
     for index, array in expected.items():
         table = tables.get((array.size, comparable_kind(array)))
-        if table is None or array.size == 0:
+        if table is None:
             continue
         names = [n for n in table.near(sample(array), limits[index]) if same_numbers(array, actual[n], limits[index])]
         if names:

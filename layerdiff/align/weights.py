@@ -66,15 +66,12 @@ def ties(reference: Reference, graph: Graph, constants: Mapping[str, Array]) -> 
             sites_of.setdefault(name, []).append(site)
     relations: dict[str, dict[str, Tie]] = {}
     found: dict[tuple[int, int], dict[str, Tie]] = {}
-    for node in graph.nodes:
-        for operand in node.inputs:
-            if operand not in constants:
-                continue
-            if operand not in relations:
-                relations[operand] = _relations(constants[operand], by_size, reference)
-            for name, tie in relations[operand].items():
-                for site in sites_of.get(name, ()):
-                    found.setdefault((node.index, site), {})[name] = tie
+    for node, operand in ((n, name) for n in graph.nodes for name in n.inputs if name in constants):
+        if operand not in relations:
+            relations[operand] = _relations(constants[operand], by_size, reference)
+        for name, tie in relations[operand].items():
+            for site in sites_of.get(name, ()):
+                found.setdefault((node.index, site), {})[name] = tie
     return found
 
 
@@ -130,7 +127,7 @@ def _channel_cosines(p: Array, a: Array) -> Array:
     if p.shape[1] < 4:  # so few numbers per channel are parallel by accident
         return np.zeros(1)
     norms = np.linalg.norm(p, axis=1) * np.linalg.norm(a, axis=1)
-    return np.abs(np.sum(p * a, axis=1)) / np.maximum(norms, 1e-300)
+    return np.asarray(np.abs(np.sum(p * a, axis=1)) / np.maximum(norms, 1e-300))
 
 
 def _cosine(p: Array, a: Array) -> float:

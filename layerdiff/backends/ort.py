@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
     import onnx
 
-_ERRORS: tuple[type[Exception], ...] = tuple(
-    error
-    for name in (
-        "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
-        "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "NotFound",
-    )  # fmt: skip
-    if (error := getattr(state, name, None)) is not None
-) + (RuntimeError, ValueError)
+_OWN_ERRORS = (
+    "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
+    "ModelLoaded", "NotImplemented", "InvalidGraph", "EPFail", "NotFound",
+)  # fmt: skip
+_ERRORS: tuple[type[Exception], ...] = (
+    *(error for name in _OWN_ERRORS if (error := getattr(state, name, None)) is not None),
+    RuntimeError,
+    ValueError,
+)
 
 _LEVELS = {
     Optimisation.AS_SHIPPED: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,

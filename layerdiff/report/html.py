@@ -1,4 +1,4 @@
-"""The report as HTML: a fragment for notebooks and a self-contained page. Everything that comes from a model is escaped."""
+"""The report as HTML: a fragment for notebooks and a self-contained page. What comes from a model is escaped."""
 
 from __future__ import annotations
 
@@ -63,7 +63,18 @@ def _picture(report: Report) -> str:
 
 
 def _table(report: Report) -> str:
-    heads = ("layer", "type", "status", "introduced", "accumulated", "cosine", "noise", "ONNX tensor", "evidence", "why")
+    heads = (
+        "layer",
+        "type",
+        "status",
+        "introduced",
+        "accumulated",
+        "cosine",
+        "noise",
+        "ONNX tensor",
+        "evidence",
+        "why",
+    )
     rows = "".join(_row(result) for result in report.layers)
     return f'<div class="scroll"><table><tr>{"".join(f"<th>{h}</th>" for h in heads)}</tr>{rows}</table></div>'
 

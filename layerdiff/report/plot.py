@@ -59,7 +59,9 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
     errors = np.where(np.isinf(errors), top * 10, errors)
     limits = _carried([r.accumulated.limit if r.accumulated else np.nan for r in shown])
     floor = _carried([max(r.noise.max_abs, SMALLEST) if r.noise else np.nan for r in shown])
-    axes.fill_between(xs, SMALLEST / 10, limits, step="mid", color="#cfd8dc", alpha=0.6, linewidth=0, label="explained by rounding")
+    axes.fill_between(
+        xs, SMALLEST / 10, limits, step="mid", color="#cfd8dc", alpha=0.6, linewidth=0, label="explained by rounding"
+    )
     axes.plot(xs, floor, drawstyle="steps-mid", color="#78909c", linewidth=0.8, label="noise floor (float64 twin)")
     for status, colour in COLOURS.items():
         picked = [i for i, r in enumerate(shown) if r.status is status]
@@ -79,7 +81,7 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
 
 def _carried(values: list[float]) -> NDArray[np.float64]:
     """A line without gaps: a layer without a number of its own is drawn level with the one before it."""
-    return pd.Series(values, dtype=float).ffill().bfill().to_numpy()
+    return np.asarray(pd.Series(values, dtype=float).ffill().bfill(), dtype=np.float64)
 
 
 def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
@@ -87,13 +89,13 @@ def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> N
         at = next((i for i, r in enumerate(shown) if (r.layer, r.call) == (divergence.layer, divergence.call)), None)
         if at is None:
             continue
-        first = number == 0
-        axes.axvline(at, color=COLOURS[Status.DIVERGES], linewidth=1.2 if first else 0.7, linestyle="-" if first else ":", zorder=1)
+        colour, first, on_left = COLOURS[Status.DIVERGES], number == 0, at >= len(shown) * 0.7
+        axes.axvline(at, color=colour, linewidth=1.2 if first else 0.7, linestyle="-" if first else ":", zorder=1)
+        text = layer_name(divergence.layer) + (f"\n{divergence.type}, first divergence" if first else "")
         axes.annotate(
-            f"{layer_name(divergence.layer)}" + (f"\n{divergence.type}, first divergence" if first else ""),
-            (at, 0.98 - 0.07 * number), xycoords=("data", "axes fraction"), xytext=(6 if at < len(shown) * 0.7 else -6, 0),
-            textcoords="offset points", va="top", ha="left" if at < len(shown) * 0.7 else "right",
-            fontsize=10 if first else 8, color=COLOURS[Status.DIVERGES], weight="bold" if first else "normal",
+            text, (at, 0.98 - 0.07 * number), xycoords=("data", "axes fraction"), textcoords="offset points",
+            xytext=(-6 if on_left else 6, 0), va="top", ha="right" if on_left else "left", color=colour,
+            fontsize=10 if first else 8, weight="bold" if first else "normal",
         )  # fmt: skip
 
 

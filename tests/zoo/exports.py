@@ -71,7 +71,7 @@ def treat(proto: onnx.ModelProto, treatment: Treatment) -> onnx.ModelProto:
 
 
 def _onnxsim(proto: onnx.ModelProto) -> onnx.ModelProto:
-    import onnxsim  # noqa: PLC0415  only this treatment needs it
+    import onnxsim
 
     simplified, valid = onnxsim.simplify(proto)
     if not valid:
@@ -80,7 +80,7 @@ def _onnxsim(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _onnxslim(proto: onnx.ModelProto) -> onnx.ModelProto:
-    import onnxslim  # noqa: PLC0415  only this treatment needs it
+    import onnxslim
 
     return onnxslim.slim(proto)
 

@@ -13,7 +13,7 @@ class Bert(nn.Module):
     """BertModel that takes and gives plain tensors."""
 
     def __init__(self) -> None:
-        from transformers import BertConfig, BertModel  # noqa: PLC0415  seconds to import, and optional
+        from transformers import BertConfig, BertModel
 
         super().__init__()
         config = BertConfig(
@@ -35,7 +35,7 @@ class Llama(nn.Module):
     """LlamaForCausalLM that takes and gives plain tensors."""
 
     def __init__(self) -> None:
-        from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415  seconds to import, and optional
+        from transformers import LlamaConfig, LlamaForCausalLM
 
         super().__init__()
         config = LlamaConfig(

@@ -79,18 +79,39 @@ _ENDS: dict[str, set[str]] = {
     "argmax": {"ArgMax"},
     "pixel_shuffle": {"DepthToSpace", "Reshape"},
 }
-_SELF_NAMED = {"sigmoid", "tanh", "exp", "log", "sqrt", "erf", "pow", "neg", "abs", "softplus", "cos", "sin", "reciprocal"}
+_SELF_NAMED = {
+    "sigmoid",
+    "tanh",
+    "exp",
+    "log",
+    "sqrt",
+    "erf",
+    "pow",
+    "neg",
+    "abs",
+    "softplus",
+    "cos",
+    "sin",
+    "reciprocal",
+}
 # An operator that was replaced was most likely replaced by one of its kin.
 _KIN: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
     (
-        frozenset({"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "max_pool3d_with_indices", "avg_pool3d"}),
+        frozenset(
+            {"max_pool2d_with_indices", "avg_pool2d", "_adaptive_avg_pool2d", "max_pool3d_with_indices", "avg_pool3d"}
+        ),
         frozenset({"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool"}),
     ),
     (frozenset({"add", "sub", "mul", "div", "rsub", "pow"}), frozenset(_ARITHMETIC | {"Pow", "Min", "Max"})),
-    (frozenset({"mean", "sum", "amax", "amin", "max", "min"}), frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"})),
+    (
+        frozenset({"mean", "sum", "amax", "amin", "max", "min"}),
+        frozenset({"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}),
+    ),
     (frozenset({"_softmax", "_safe_softmax", "_log_softmax"}), frozenset({"Softmax", "LogSoftmax", "Hardmax"})),
     (
-        frozenset({"constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"}),
+        frozenset(
+            {"constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "replication_pad1d", "replication_pad2d"}
+        ),
         frozenset({"Pad"}),
     ),
     (
@@ -100,21 +121,17 @@ _KIN: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
 )
 _ONNX_ACTIVATIONS = frozenset(
     {
-        "Relu", "HardSwish", "Gelu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Clip", "PRelu", "Swish", "Softplus", "Mish",
-        "HardSigmoid", "Selu", "Celu", "QuickGelu", "FastGelu", "BiasGelu", "ThresholdedRelu", "Softsign",
+        "Relu", "HardSwish", "Gelu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Clip", "PRelu", "Swish", "Softplus",
+        "Mish", "HardSigmoid", "Selu", "Celu", "QuickGelu", "FastGelu", "BiasGelu", "ThresholdedRelu", "Softsign",
+    }
+)  # fmt: skip
+_ACTIVATIONS = frozenset(
+    {
+        "relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "clamp", "clamp_min", "leaky_relu",
+        "elu", "celu", "selu", "mish", "sigmoid", "tanh", "softplus", "threshold", "prelu", "_prelu_kernel",
     }
 )  # fmt: skip
 _KNOWN_ENDS = set().union(*_ENDS.values()) | {name.capitalize() for name in _SELF_NAMED}
-
-
-# Nodes of a runtime's optimised graph that end with an activation.
-FUSED_WITH_ACTIVATION = frozenset({"FusedConv", "FusedGemm"})
-_ACTIVATIONS = frozenset(
-    {
-        "relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "clamp", "clamp_min", "leaky_relu", "elu",
-        "celu", "selu", "mish", "sigmoid", "tanh", "softplus", "threshold", "prelu", "_prelu_kernel",
-    }
-)  # fmt: skip
 
 
 def base_name(op: str) -> str:
@@ -126,7 +143,7 @@ def base_name(op: str) -> str:
 
 
 def likeness(op: str, onnx_op: str) -> float:
-    """1 when the ONNX operator can end the torch operator, 0.5 when it is of its kin, -1 when neither, 0 when unknown."""
+    """1 when the ONNX operator can end the torch operator, 0.5 for its kin, -1 when neither, 0 when unknown."""
     name = base_name(op)
     certain = _likeness(name, onnx_op)
     if certain < 1 and (
@@ -140,19 +157,12 @@ def likeness(op: str, onnx_op: str) -> float:
 def _likeness(name: str, onnx_op: str) -> float:
     if name in _SELF_NAMED:
         return 1.0 if onnx_op.lower() == name else -1.0
-    if onnx_op in FUSED_WITH_ACTIVATION:
-        return 1.0 if name in _ACTIVATIONS else -1.0
     ends = _ENDS.get(name)
     if ends is None:
         return 0.0
     if onnx_op in ends:
         return 1.0
     return -1.0 if onnx_op in _KNOWN_ENDS or onnx_op in _ARITHMETIC else 0.0
-
-
-def is_activation(op: str) -> bool:
-    """Whether a torch operator is an elementwise nonlinearity."""
-    return base_name(op) in _ACTIVATIONS
 
 
 def only_moves(op: str) -> bool:
