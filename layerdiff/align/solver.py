@@ -229,13 +229,13 @@ class _Proposer:
             if not j_s:
                 continue
             arrays = [reference.values[values[i]].array for i in i_s]
-            alike = structure.correlations(
+            alike = structure.likenesses(
                 [sample(a) for a in arrays if a is not None],
                 [sample(latest.get(tensors[j], tapped[tensors[j]])) for j in j_s],
             )
             for row, i in enumerate(i_s):
                 for column, j in enumerate(j_s):
-                    scores[i, j] = self._score(values[i], tensors[j], max(0.0, float(alike[row, column])))
+                    scores[i, j] = self._score(values[i], tensors[j], float(alike[row, column]))
         return scores
 
     def _score(self, value: int, tensor: str, alike: float) -> float:
@@ -256,7 +256,7 @@ class _Proposer:
         return (
             max(0.0, possible)
             + tie
-            + 1.5 * alike * alike
+            + 2.5 * alike
             + 0.5 * same_shape
             + 0.5 * affinity(reference.layer_of(site), node.scope)
         )

@@ -117,13 +117,24 @@ def best_pairing(scores: Array, threshold: float) -> list[tuple[int, int]]:
     return pairs[::-1]
 
 
-def correlations(left: Sequence[Array], right: Sequence[Array]) -> Array:
-    """Pearson correlation of every sample on the left with every one on the right, 0 where one is constant."""
-    return np.asarray(_unit(np.stack(left)) @ _unit(np.stack(right)).T)
+def likenesses(left: Sequence[Array], right: Sequence[Array]) -> Array:
+    """How alike every sample on the left is to every one on the right, from 0 to 1.
+
+    Half is the squared Pearson correlation, which a changed scale does not hurt; half is one minus the relative
+    distance, which tells apart tensors that are multiples of each other.
+    """
+    a, b = _finite(np.stack(left)), _finite(np.stack(right))
+    correlated = np.maximum(_unit(a - a.mean(axis=1, keepdims=True)) @ _unit(b - b.mean(axis=1, keepdims=True)).T, 0.0)
+    squares = np.sum(a * a, axis=1)[:, None] + np.sum(b * b, axis=1)[None, :]
+    apart = np.sqrt(np.maximum(squares - 2 * a @ b.T, 0.0))
+    size = np.sqrt(np.maximum(np.sum(a * a, axis=1), 1e-300))[:, None]
+    return np.asarray(0.5 * correlated**2 + 0.5 * np.maximum(0.0, 1.0 - apart / size))
+
+
+def _finite(samples: Array) -> Array:
+    return np.where(np.abs(samples) < 1e30, samples, 0.0)
 
 
 def _unit(samples: Array) -> Array:
-    clean = np.where(np.abs(samples) < 1e30, samples, 0.0)
-    centred = clean - clean.mean(axis=1, keepdims=True)
-    norms = np.linalg.norm(centred, axis=1, keepdims=True)
-    return np.where(norms > 0, centred / np.where(norms > 0, norms, 1.0), 0.0)
+    norms = np.linalg.norm(samples, axis=1, keepdims=True)
+    return np.where(norms > 0, samples / np.where(norms > 0, norms, 1.0), 0.0)
