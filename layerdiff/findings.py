@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from layerdiff.attribute import blame
+from layerdiff.heal import heal_alone
 from layerdiff.measure import measure
-from layerdiff.model import Divergence, Kind
+from layerdiff.model import Diffuse, Divergence, Kind, RoundedLayer
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from layerdiff.align import Alignment
     from layerdiff.localise import Origin
     from layerdiff.model import Healed, Metrics, Noise, Tolerance
+    from layerdiff.outputs import OutputPairs
+    from layerdiff.precision import Rounded
+
+HEALED_ALONE = 12
 
 
 def finding(
@@ -46,6 +52,30 @@ def finding(
         healed=healed,
     )
     return call_index, divergence
+
+
+def diffuse(alignment: Alignment, rounded: Sequence[Rounded], outputs: OutputPairs) -> Diffuse | None:
+    """The layers that round, those that introduce most first; None when there are none.
+
+    The first few are healed one at a time, to see which of them matters for the final outputs.
+    """
+    if not rounded:
+        return None
+    reference = alignment.reference
+    worst: dict[int, Rounded] = {}
+    for found in sorted(rounded, key=lambda r: -r.rel_l2):
+        site = reference.producer(alignment.root(found.value))
+        if site is not None:
+            worst.setdefault(site.owner, found)
+    final = set(alignment.outputs.values())
+    layers: list[RoundedLayer] = []
+    for owner, found in worst.items():
+        call = reference.calls[owner]
+        tried = len(layers) < HEALED_ALONE and found.tensor not in final
+        healed = heal_alone(alignment, found.tensor, found.value, outputs) if tried else None
+        layers.append(RoundedLayer(call.layer, call.call, call.type, found.format, found.rel_l2, healed))
+    formats = Counter(layer.format for layer in layers)
+    return Diffuse(formats.most_common(1)[0][0], tuple(layers))
 
 
 def _kind(origin: Origin) -> Kind:

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from layerdiff.outputs import OutputPairs
 
 
+def heal_alone(alignment: Alignment, tensor: str, value: int, outputs: OutputPairs) -> Healed:
+    """The final error before and after one tensor, and nothing else, was given its expected value."""
+    before = outputs.worst(outputs.measured(alignment.candidate.tapped))
+    injection = Injection(tensor, alignment.expected_for(tensor, value))
+    metrics = outputs.measured(alignment.candidate.outputs_with([injection]))
+    agrees = all(m is not None and m.agrees for m in metrics.values())
+    return Healed(before, outputs.worst(metrics), agrees)
+
+
 def heal(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) -> list[Healed | None]:
     """For each origin the final error before and after it, too, was healed (in the order given).
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from layerdiff.align import Alignment
     from layerdiff.model import Call, Noise, Reference, Site, Tolerance
+    from layerdiff.precision import Rounded
 
 _SEVERITY = [Status.AGREES, Status.FOLDED, Status.UNMATCHED, Status.DRIFTS, Status.PROPAGATES, Status.DIVERGES]
 
@@ -30,12 +31,14 @@ class LayerBook:
         floor: Mapping[int, Noise],
         tolerance: Tolerance | None,
         accused: Iterable[int],
+        rounded: Iterable[Rounded] = (),
     ) -> None:
         self._alignment = alignment
         self._reference: Reference = alignment.reference
         self._floor = floor
         self._tolerance = tolerance
         self._accused = set(accused)
+        self._rounded = {alignment.root(r.value): r for r in rounded}
         self._used = _ancestors(self._reference)
         self._readers: dict[int, list[Site]] = {}
         for site in self._reference.sites:
@@ -103,6 +106,9 @@ class LayerBook:
             shape = found.candidate.tapped[pair.tensor].shape
             differs = shape != self._reference.values[value].shape
             return Status.AGREES, f"same numbers in shape {shape}" if differs else ""
+        rounded = self._rounded.get(found.root(value))
+        if rounded is not None:
+            return Status.DRIFTS, f"{rounded.format} explains what it introduces ({rounded.rel_l2:.1e} of its size)"
         if introduced is not None and introduced.agrees:
             return Status.PROPAGATES, "right from expected inputs: the error is inherited"
         return Status.PROPAGATES, "lies behind the first divergence"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
 from layerdiff.operators import only_moves
+from layerdiff.precision import Rounded, explained, is_diffuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,17 +51,25 @@ class Origin:
     provable: bool = True
 
 
-def find_origins(alignment: Alignment) -> list[Origin]:
-    """The origins in execution order, each as narrow as trials could make it."""
+def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
+    """The origins in execution order, each as narrow as trials could make it; and what a number format explains.
+
+    Rounding is only set apart when it is all over the graph: a single rounded layer is an origin.
+    """
     if not alignment.isolated and not alignment.misshapen:
-        return []
+        return [], []
     forced = alignment.forced()
     wrong = [t for t, v in forced.items() if not alignment.holds(v, alignment.isolated.get(t, _fed(alignment, t)))]
+    rounded = [r for t in wrong if (r := explained(alignment, t, forced[t], forced)) is not None]
+    if is_diffuse(alignment, rounded):
+        wrong = sorted(set(wrong) - {r.tensor for r in rounded})
+    else:
+        rounded = []
     position = {name: i for i, name in enumerate(alignment.candidate.graph.computed)}
     found = [_narrowed(alignment, forced, tensor) for tensor in sorted(wrong, key=lambda t: position.get(t, -1))]
-    if not found:
+    if not found and not rounded:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
-    return sorted(_merged(found), key=lambda origin: _made_at(alignment, origin.value))
+    return sorted(_merged(found), key=lambda origin: _made_at(alignment, origin.value)), rounded
 
 
 def _merged(origins: list[Origin]) -> list[Origin]:

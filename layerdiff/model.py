@@ -207,6 +207,30 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundedLayer:
+    """A layer whose number format explains what it introduces.
+
+    `rel_l2` is the introduced error relative to the value; `healed` the final error before and after this layer alone
+    was healed (None where that was not tried: only the layers that introduce most are).
+    """
+
+    layer: str
+    call: int
+    type: str
+    format: str
+    rel_l2: float
+    healed: Healed | None
+
+
+@dataclass(frozen=True, slots=True)
+class Diffuse:
+    """Rounding all over the graph, without a single culprit; layers in the order of what they introduce."""
+
+    format: str
+    layers: tuple[RoundedLayer, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Diagnosis:
     """A cause (slug of the design's list) with its evidence and what to change."""
 

@@ -13,7 +13,7 @@ from layerdiff.candidate import Candidate
 from layerdiff.capture import capture
 from layerdiff.environment import environment
 from layerdiff.errors import InputError
-from layerdiff.findings import finding
+from layerdiff.findings import diffuse, finding
 from layerdiff.graph import Graph, load
 from layerdiff.heal import heal
 from layerdiff.layers import LayerBook, coverage
@@ -126,15 +126,17 @@ class _Job:
         bar.stage("aligning layers")
         alignment = align(reference, candidate, outputs, limits)
         bar.stage("proving the accusation")
-        origins = find_origins(alignment)
+        origins, rounded = find_origins(alignment)
         proofs = heal(alignment, origins, outputs)
         found = [finding(alignment, o, floor, self._tolerance, h) for o, h in zip(origins, proofs, strict=True)]
+        everywhere = diffuse(alignment, rounded, outputs)
         bar.stage("writing the report")
-        book = LayerBook(alignment, floor, self._tolerance, [call for call, _ in found])
+        book = LayerBook(alignment, floor, self._tolerance, [call for call, _ in found], rounded)
         calls = book.calls()
         return Report(
             divergences=tuple(divergence for _, divergence in found),
             diagnoses=(),
+            diffuse=everywhere,
             outputs=results,
             layers=calls if self._granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),

@@ -6,7 +6,7 @@ from collections.abc import Mapping  # noqa: TC003  (resolved at run time by the
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from layerdiff.model import Coverage, Diagnosis, Divergence, LayerResult, OutputResult  # noqa: TC001  (archive)
+from layerdiff.model import Coverage, Diagnosis, Diffuse, Divergence, LayerResult, OutputResult  # noqa: TC001  (archive)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,6 +36,10 @@ class Report:
         Versions, providers, optimisation level, seed.
     warnings
         What the reader should know besides.
+    diffuse
+        Rounding all over the graph (half precision, quantisation), when there is.
+    sample, samples
+        Which of how many samples the report is about (0-based).
 
     """
 
@@ -46,6 +50,7 @@ class Report:
     coverage: Coverage
     environment: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    diffuse: Diffuse | None = None
     sample: int = 0
     samples: int = 1
 

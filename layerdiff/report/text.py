@@ -11,7 +11,7 @@ from rich.table import Table
 from layerdiff.model import Kind, Status
 
 if TYPE_CHECKING:
-    from layerdiff.model import Divergence, Healed, LayerResult
+    from layerdiff.model import Diffuse, Divergence, Healed, LayerResult
     from layerdiff.report.record import Report
 
 MARKS = {
@@ -38,7 +38,7 @@ def verdict(report: Report) -> str:
         return f"PyTorch and ONNX agree{where}: {_worst_output(report)}; {_coverage(report)}."
     first = report.first_divergence
     if first is None:
-        return _unlocated(report, where)
+        return _diffuse(report.diffuse, report, where) if report.diffuse else _unlocated(report, where)
     sentences = [f"{_accusation(first)}{where}."]
     proofs = [d.healed for d in report.divergences if d.healed is not None]
     if proofs:
@@ -48,6 +48,8 @@ def verdict(report: Report) -> str:
         names = ", ".join(layer_name(d.layer) for d in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         sentences.append(f"Further origins: {names}{more}.")
+    if report.diffuse is not None:
+        sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {report.diffuse.format}.")
     sentences.append(f"{_consequences(report)}.")
     return " ".join(sentences)
 
@@ -89,6 +91,22 @@ def _consequences(report: Report) -> str:
     if counts[Status.FOLDED]:
         parts.append(f"{counts[Status.FOLDED]} are folded into others")
     return ", ".join(parts)
+
+
+def _diffuse(diffuse: Diffuse, report: Report, where: str) -> str:
+    """Rounding everywhere: who introduces most, and whose healing helps most."""
+    leading = ", ".join(f"{layer_name(r.layer)} ({r.rel_l2:.1e} of its size)" for r in diffuse.layers[:3])
+    sentences = [
+        f"The outputs differ{where} ({_worst_output(report)}), and no single layer is to blame.",
+        f"{len(diffuse.layers)} layers compute in {diffuse.format}, each within what that format explains.",
+        f"Most is introduced by {leading}.",
+    ]
+    tried = [r for r in diffuse.layers if r.healed is not None]
+    best = min(tried, key=lambda r: r.healed.after if r.healed else 0.0, default=None)
+    if best is not None and best.healed is not None and best.healed.after < best.healed.before:
+        change = f"{best.healed.before:.3g} → {best.healed.after:.3g}"
+        sentences.append(f"Keeping {layer_name(best.layer)} exact would help the outputs most (max-abs {change}).")
+    return " ".join(sentences)
 
 
 def _unlocated(report: Report, where: str) -> str:
@@ -148,6 +166,10 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
 def _window(report: Report, rows: int) -> list[LayerResult]:
     """The layers around the first divergence; nothing when all agree."""
     at = next((i for i, r in enumerate(report.layers) if r.status is Status.DIVERGES), None)
+    if at is None and report.diffuse is not None:
+        return sorted(
+            (r for r in report.layers if r.introduced), key=lambda r: -r.introduced.rel_l2 if r.introduced else 0.0
+        )[:rows]
     if at is None:
         return [] if report.agrees else list(report.layers[-rows:])
     start = max(0, at - rows // 2)

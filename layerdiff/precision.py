@@ -1,0 +1,115 @@
+"""Errors that a number format explains: rounding to half precision or to eight bits, all over a graph.
+
+Such a graph has no single culprit. What each layer introduces is held against what its format predicts: rounding to
+nearest is off by at most half a unit, so relative errors stay within a few units of the format; a quantised layer must
+not be asked for values outside the range that its scale and zero point can represent. What exceeds that is an origin
+like any other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from layerdiff.align import Alignment
+    from layerdiff.graph import Node
+
+    Array = np.ndarray[Any, Any]
+
+# Relative L2 error that a layer may introduce: some units in the last place for floats; for eight bits what per-tensor
+# quantisation of a well-calibrated layer shows (a signal-to-noise ratio of 12 dB is the worst that is still usual).
+ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "int8": 0.25}
+SATURATED_SHARE = 1e-3
+SATURATED_STEPS = 2.0
+_INTEGER_OPS = frozenset(
+    {
+        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
+        "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool",
+        "QLinearAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "DynamicQuantizeMatMul",
+        "MatMulNBits", "MatMulIntegerToFloat",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """A wrong tensor whose error its number format explains."""
+
+    value: int
+    tensor: str
+    format: str
+    rel_l2: float
+
+
+def explained(alignment: Alignment, tensor: str, value: int, stop: Iterable[str]) -> Rounded | None:
+    """The format that explains what a tensor introduces; None when none is in play or the error exceeds it."""
+    nodes, _ = alignment.candidate.graph.region(tensor, stop)
+    found = format_of(alignment, nodes)
+    error = relative_error(alignment, tensor, value)
+    if found is None or error is None or error > ALLOWED[found]:
+        return None
+    if found == "int8" and any(_saturates(alignment, alignment.candidate.graph.nodes[n]) for n in nodes):
+        return None
+    return Rounded(value, tensor, found, error)
+
+
+def is_diffuse(alignment: Alignment, rounded: Iterable[Rounded]) -> bool:
+    """Whether rounding is everywhere: at least four layers, and a fifth of all that was compared."""
+    roots = {alignment.root(r.value) for r in rounded}
+    makers = [site for value in roots if (site := alignment.reference.producer(value)) is not None]
+    layers = {alignment.reference.layer_of(site) for site in makers}
+    return len(layers) >= 4 and len(roots) >= len(set(alignment.forced().values())) / 5
+
+
+def format_of(alignment: Alignment, nodes: Iterable[int]) -> str | None:
+    """The coarsest number format that some nodes compute or store in, when it is coarser than float32."""
+    graph, tapped = alignment.candidate.graph, alignment.candidate.tapped
+    constants = alignment.candidate.constants
+    found: set[str] = set()
+    for index in nodes:
+        node = graph.nodes[index]
+        if node.op in _INTEGER_OPS:
+            return "int8"
+        for name in (*node.inputs, *node.outputs):
+            array = tapped.get(name, constants.get(name))
+            if array is not None:
+                found.add(array.dtype.name)
+    return next((name for name in ("bfloat16", "float16") if name in found), None)
+
+
+def relative_error(alignment: Alignment, tensor: str, value: int) -> float | None:
+    """What a tensor introduces, as relative L2; None where it is not finite wherever the expected value is."""
+    expected, actual = alignment.reference.values[value].array, alignment.isolated.get(tensor)
+    if expected is None or actual is None or expected.size != actual.size or expected.dtype.kind != "f":
+        return None
+    e, a = expected.reshape(-1).astype(np.float64), actual.reshape(-1).astype(np.float64)
+    if not np.array_equal(np.isfinite(e), np.isfinite(a)):
+        return None
+    finite = np.isfinite(e)
+    size = float(np.linalg.norm(e[finite]))
+    return float(np.linalg.norm(a[finite] - e[finite])) / size if size > 0 else 0.0
+
+
+def _saturates(alignment: Alignment, node: Node) -> bool:
+    """Whether a QuantizeLinear is asked for values that its scale and zero point cannot represent."""
+    if node.op != "QuantizeLinear" or node.inputs[0] not in alignment.candidate.tapped:
+        return False
+    constants = alignment.candidate.constants
+    scale = constants.get(node.inputs[1])
+    zero = constants.get(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
+    if scale is None or zero is None or scale.size != 1:
+        return False
+    known = alignment.forced().get(node.inputs[0])
+    expected = None if known is None else alignment.reference.values[known].array
+    given = alignment.isolated.get(node.inputs[0], alignment.candidate.tapped[node.inputs[0]])
+    values = (given if expected is None else expected).astype(np.float64)
+    limits = np.iinfo(zero.dtype)
+    step, offset = float(scale.reshape(-1)[0]), float(zero.reshape(-1)[0])
+    low, high = (limits.min - offset) * step, (limits.max - offset) * step
+    beyond = np.maximum(low - values, values - high) > SATURATED_STEPS * step
+    return bool(np.mean(beyond) > SATURATED_SHARE)
