@@ -26,6 +26,7 @@ from layerdiff.model import Call, Reference, Site, Value
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+CONTAINER = "a container: only its members run"
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
 ATOMIC = (nn.RNNBase, nn.RNNCellBase)
 
@@ -358,7 +359,7 @@ class Recorder(TorchDispatchMode):
 
 def _why_uncalled(module: nn.Module, user: str | None) -> str:
     if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
-        return "a container: only its members run"
+        return CONTAINER
     if user is not None:
         return f"its forward was not called; its parameters are used by {user or 'the root module'}"
     return "its forward was not called with these inputs"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -45,7 +46,10 @@ def trace(
 ) -> None:
     """Find the first layer of an ONNX file that diverges from its PyTorch model."""
     import layerdiff
+    from layerdiff.report.archive import need_folder
 
+    for target in filter(None, (html, plot, csv, save)):
+        need_folder(target)
     reference, example = _built(model)
     given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
     if given is None:
@@ -142,9 +146,12 @@ def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | 
 
 
 def main() -> None:
-    """Run the command line; a failure of ours is one line on stderr and exit code 2."""
+    """Run the command line; a failure of ours is one line on stderr, and every failure is exit code 2."""
     try:
         app()
     except LayerdiffError as error:
         Console(stderr=True).print(f"layerdiff: {error}", markup=False, soft_wrap=True)
+        sys.exit(COULD_NOT_TELL)
+    except Exception:  # noqa: BLE001  1 means "diverges" to a CI job: nothing else may exit with it
+        traceback.print_exc()
         sys.exit(COULD_NOT_TELL)

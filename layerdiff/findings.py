@@ -48,7 +48,7 @@ def finding(
         metrics=_metrics(alignment, origin, floor, tolerance),
         noise=floor.get(origin.value),
         kind=kind,
-        summary=_summary(kind, [node.op for node in nodes]),
+        summary=_summary(origin, kind, [node.op for node in nodes]),
         healed=healed,
     )
     return call_index, divergence
@@ -84,10 +84,12 @@ def _kind(origin: Origin) -> Kind:
     return Kind.COMPUTED if origin.nodes else Kind.DROPPED
 
 
-def _summary(kind: Kind, ops: list[str]) -> str:
+def _summary(origin: Origin, kind: Kind, ops: list[str]) -> str:
     shown = ", ".join(ops[:4]) + (" …" if len(ops) > 4 else "")
     if kind is Kind.INSERTED:
         return f"nodes that the model does not have were inserted behind it: {shown}"
+    if not origin.provable:
+        return "from here on the graph computes another shape than the model"
     if kind is Kind.DROPPED:
         return "it has no counterpart in the graph: what goes in comes out unchanged"
     return f"good values go into {shown}, a wrong one comes out"

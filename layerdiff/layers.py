@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.capture import CONTAINER
 from layerdiff.measure import measure
 from layerdiff.model import Coverage, LayerResult, Metrics, Pair, Status
 from layerdiff.operators import is_reshaping
@@ -30,14 +31,15 @@ class LayerBook:
         alignment: Alignment,
         floor: Mapping[int, Noise],
         tolerance: Tolerance | None,
-        accused: Iterable[int],
+        origins: Mapping[int, Sequence[int]],
         rounded: Iterable[Rounded] = (),
     ) -> None:
         self._alignment = alignment
         self._reference: Reference = alignment.reference
         self._floor = floor
         self._tolerance = tolerance
-        self._accused = set(accused)
+        self._accused = set(origins)
+        self._faulty_sites = {site for sites in origins.values() for site in list(sites)[-1:]}
         self._rounded = {alignment.root(r.value): r for r in rounded}
         self._used = _ancestors(self._reference)
         self._readers: dict[int, list[Site]] = {}
@@ -80,7 +82,8 @@ class LayerBook:
         call = self._reference.calls[site.owner]
         results = [self._of_value(value, call, site.op) for value in site.outputs if self._readers.get(value)]
         results = results or [self._of_value(site.outputs[0], call, site.op)]
-        return max(results, key=lambda r: _SEVERITY.index(r.status))
+        worst = max(results, key=lambda r: _SEVERITY.index(r.status))
+        return self._with_status(worst, Status.DIVERGES) if site.index in self._faulty_sites else worst
 
     def _of_value(self, value: int, call: Call, op: str | None) -> LayerResult:
         found = self._alignment
@@ -180,4 +183,7 @@ def coverage(results: Sequence[LayerResult], uncalled: Mapping[str, str]) -> Cov
     """How many calls were compared, folded or left out, and the reason for each that was left out."""
     folded = sum(1 for r in results if r.status is Status.FOLDED)
     left_out = {f"{r.layer or '(root)'} call {r.call}": r.reason for r in results if r.status is Status.UNMATCHED}
-    return Coverage(len(results) - folded - len(left_out), folded, left_out | dict(uncalled))
+    compared = len(results) - folded - len(left_out)
+    containers = tuple(name for name, why in uncalled.items() if why == CONTAINER)
+    skipped = {name: why for name, why in uncalled.items() if why != CONTAINER}
+    return Coverage(compared, folded, left_out | skipped, containers)

@@ -69,12 +69,12 @@ def measure(
     max_abs, mean_abs and rms are in the units of the values; rel_l2 is ``|a-e| / |e|``; sqnr_db is
     ``10 log10(|e|^2 / |a-e|^2)``; max_ulp is the worst error in units in the last place of the expected element;
     norm_ratio is ``|a| / |e|``. Without a fixed `tolerance` an element is within when its error is at most
-    :func:`limit_for`. Elements that are not finite are left out of the sums and must coincide exactly.
+    `limit_for`. Elements that are not finite are left out of the sums and must coincide exactly.
     """
     e, a = np.asarray(expected), np.asarray(actual)
     if e.shape != a.shape:
         raise ValueError(f"shapes differ, {e.shape} vs {a.shape}")
-    limit = limit_for(e, dtype, noise) if tolerance is None else tolerance.atol
+    allowed_for = tolerance if tolerance is not None else Tolerance(0.0, limit_for(e, dtype, noise))
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     exact_apart = (e != a) if e.dtype.kind in "iub" and a.dtype.kind in "iub" else None
     e, a = e.astype(wide), a.astype(wide)
@@ -82,12 +82,14 @@ def measure(
     same_special = ~finite & ((e == a) | (np.isnan(e) & np.isnan(a)))
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.where(finite, np.abs(a - e), 0.0)
-    allowed = allowances(np.where(finite, e, 0.0), limit, tolerance)
+    allowed = allowances(np.where(finite, e, 0.0), allowed_for)
     good = (finite & (gap <= allowed)) | same_special
     if exact_apart is not None:
         good &= ~exact_apart
     mismatches = int(np.count_nonzero(~finite & ~same_special))
     ranked = np.where(~finite & ~same_special, np.inf, gap)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        times = np.where(ranked > 0, ranked / allowed, 0.0)
     worst = tuple(int(i) for i in np.unravel_index(int(ranked.argmax()), ranked.shape)) if ranked.size else ()
     return Metrics(
         **_sums(np.where(finite, e, 0.0), np.where(finite, a, 0.0), gap, dtype),
@@ -96,18 +98,18 @@ def measure(
         nonfinite_expected=int(np.count_nonzero(~np.isfinite(e))),
         nonfinite_actual=int(np.count_nonzero(~np.isfinite(a))),
         nonfinite_mismatches=mismatches,
-        limit=float(limit),
+        limit=float(allowed[worst]) if ranked.size else 0.0,
+        times_limit=float(times.max()) if times.size else 0.0,
         agrees=bool(np.all(good)),
     )
 
 
-def allowances(expected: Array, limit: float, tolerance: Tolerance | None = None) -> Array:
-    """The error that each element may have: the limit, and more for mask constants or by a relative tolerance."""
-    if tolerance is not None:
-        return limit + tolerance.rtol * np.abs(expected)
+def allowances(expected: Array, tolerance: Tolerance) -> Array:
+    """The error that each element may have: ``atol + rtol * |expected|``, and more for mask constants."""
+    allowed = tolerance.atol + tolerance.rtol * np.abs(expected)
     if expected.dtype.kind not in "fc":
-        return np.zeros(expected.shape)
-    return np.where(mask_like(expected), np.maximum(limit, MASK_TOLERANCE * np.abs(expected)), limit)
+        return np.asarray(allowed)
+    return np.where(mask_like(expected), np.maximum(allowed, MASK_TOLERANCE * np.abs(expected)), allowed)
 
 
 def _sums(e: Array, a: Array, gap: Array, dtype: str) -> dict[str, float]:
@@ -137,16 +139,13 @@ def _ratio(top: float, bottom: float) -> float:
     return 0.0 if top == 0 else float("inf")
 
 
-def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None) -> dict[int, float]:
-    """The absolute limit of every value that has numbers, by value index."""
-    found = {}
-    for value in reference.values:
-        if value.array is None:
-            continue
-        if tolerance is None:
-            found[value.index] = limit_for(value.array, value.dtype, floor.get(value.index))
-        else:
-            magnitudes = np.abs(value.array[np.isfinite(value.array)]) if value.array.dtype.kind in "fc" else None
-            scale = float(magnitudes.max()) if magnitudes is not None and magnitudes.size else 0.0
-            found[value.index] = tolerance.atol + tolerance.rtol * scale
-    return found
+def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None) -> dict[int, Tolerance]:
+    """What is allowed for every value that has numbers, by value index: the fixed tolerance, or the noise floor's."""
+    known = {v.index: v for v in reference.values if v.array is not None}
+    if tolerance is not None:
+        return dict.fromkeys(known, tolerance)
+    return {
+        index: Tolerance(0.0, limit_for(value.array, value.dtype, floor.get(index)))
+        for index, value in known.items()
+        if value.array is not None
+    }

@@ -33,7 +33,6 @@ class Evidence(str, Enum):
     ISOLATED_VALUES = "isolated-values"
     WEIGHTS = "weights"
     STRUCTURE = "structure"
-    NAMES = "names"
 
     def __str__(self) -> str:
         return self.value
@@ -68,7 +67,11 @@ class Noise:
 
 @dataclass(frozen=True, slots=True)
 class Metrics:
-    """How far `actual` is from `expected`; floats are subtracted in float64, NaN and Inf are counted apart."""
+    """How far `actual` is from `expected`; floats are subtracted in float64, NaN and Inf are counted apart.
+
+    `limit` is what was allowed for the worst element, in the units of the values; `times_limit` is the largest error as
+    a multiple of what was allowed for its element (at most 1 where everything agrees).
+    """
 
     max_abs: float
     mean_abs: float
@@ -84,12 +87,8 @@ class Metrics:
     nonfinite_actual: int
     nonfinite_mismatches: int
     limit: float
+    times_limit: float
     agrees: bool
-
-    @property
-    def times_noise(self) -> float:
-        """The worst error as a multiple of what was allowed for it (1.0 is the limit itself)."""
-        return self.max_abs / self.limit if self.limit > 0 else (0.0 if self.max_abs == 0 else float("inf"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,13 +260,17 @@ class LayerResult:
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How many module calls were compared, folded into another, or not compared (with the reasons)."""
+    """How many module calls were compared, folded into another, or not compared (with the reasons).
+
+    `containers` are modules such as ModuleList that never run themselves: only their members do.
+    """
 
     compared: int
     folded: int
     unmatched: Mapping[str, str]
+    containers: tuple[str, ...] = ()
 
     @property
     def total(self) -> int:
-        """Every module call and every module that was never called."""
+        """Every module call, and every module that could run and was not called."""
         return self.compared + self.folded + len(self.unmatched)

@@ -83,7 +83,14 @@ class OutputPairs:
             shape = None if actual is None else actual.shape
             expected = self.reference.values[value].shape
             found.append(
-                OutputResult(names[value] or "output", tensor, expected, shape, of_shipped[value], of_tapped[value])
+                OutputResult(
+                    tensor if names[value].isdigit() or not names[value] else names[value],
+                    tensor,
+                    expected,
+                    shape,
+                    of_shipped[value],
+                    of_tapped[value],
+                )
             )
         return tuple(found)
 
@@ -108,7 +115,9 @@ def _rounded(expected: Array, actual: Array, dtype: str, noise: Noise | None) ->
     return expected, np.where(np.abs(actual - expected) <= limit, expected, actual)
 
 
-def pair_outputs(reference: Reference, ports: tuple[Port, ...]) -> tuple[dict[int, str], tuple[str, ...]]:
+def pair_outputs(
+    reference: Reference, ports: tuple[Port, ...], hint: str = ""
+) -> tuple[dict[int, str], tuple[str, ...]]:
     """Output values with the graph output of each, and the outputs on either side that found no partner.
 
     By name where every graph output is named as the model names it, else by position; where the numbers differ, in
@@ -135,6 +144,7 @@ def pair_outputs(reference: Reference, ports: tuple[Port, ...]) -> tuple[dict[in
         theirs = ", ".join(f"{port.name} {port.shape}" for port in ports) or "nothing"
         raise AlignmentError(
             f"outputs cannot be paired: the model returns {ours}, the graph {theirs}; is it an export of this model?"
+            + (f" Note: {hint}." if hint else "")
         )
     unpaired = [name for name in names if name not in tensors.values()]
     unpaired += [name or "output" for name, value in named.items() if value not in tensors]

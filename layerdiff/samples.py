@@ -70,7 +70,9 @@ def _read(path: Path) -> Any:
     try:
         content = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
-        raise SampleError(f"{path}: not an .npy or .npz file without pickled objects ({error})") from error
+        raise SampleError(
+            f"{path}: not an .npy or .npz file, or one with pickled objects, which layerdiff does not load ({error})"
+        ) from error
     if isinstance(content, np.ndarray):
         return content
     with content:
@@ -98,7 +100,7 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
         wanted = ", ".join(f"{port.name} {_describe(port.dtype, port.shape)}" for port in ports)
         got = ", ".join(f"{name} {_describe(str(a.dtype), a.shape)}" for name, a in arrays.items())
         raise SampleError(
-            f"the ONNX model has {len(ports)} inputs ({wanted}), the sample has {len(arrays)} ({got}); "
+            f"the ONNX model has {_count(len(ports))} ({wanted}), the sample has {_count(len(arrays))} ({got}); "
             "give the same inputs to both, by name or in the order of the graph"
         )
     for port in ports:
@@ -108,13 +110,19 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
 
 def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of the sample under its argument's name (and its path inside, for nested arguments)."""
+    signature = inspect.signature(model.forward)
     try:
-        bound = inspect.signature(model.forward).bind(*sample.args, **sample.kwargs)
-    except (TypeError, ValueError):
-        return named_tensors((*sample.args, *sample.kwargs.values()))
+        bound = signature.bind(*sample.args, **sample.kwargs)
+    except TypeError as error:
+        given = [f"{len(sample.args)} positional"] if sample.args else []
+        given += [f"{name}=" for name in sample.kwargs]
+        raise SampleError(
+            f"inputs: {type(model).__name__}.forward{signature} does not take {', '.join(given)} ({error}); "
+            "give a tuple of positional arguments or a dict with the names of forward"
+        ) from error
     found: dict[str, torch.Tensor] = {}
     for name, value in bound.arguments.items():
-        parameter = inspect.signature(model.forward).parameters[name]
+        parameter = signature.parameters[name]
         many = parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         for path, tensor in named_tensors(value).items():
             label = path if many and parameter.kind is inspect.Parameter.VAR_KEYWORD else f"{name}.{path}"
@@ -138,6 +146,10 @@ def _check(port: Port, array: Array) -> None:
             f"input {port.name!r}: the ONNX model wants shape {_describe('', port.shape)}, the sample has "
             f"{array.shape}; feed that shape, or export with dynamic axes"
         )
+
+
+def _count(number: int) -> str:
+    return f"{number} input" if number == 1 else f"{number} inputs"
 
 
 def _describe(dtype: str, shape: tuple[int | None, ...] | None) -> str:

@@ -60,7 +60,7 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
         arguments, an ``.npy`` or ``.npz`` path, or a list of those for several samples.
     tolerance
-        "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed :class:`Tolerance`.
+        "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed `Tolerance`.
     backend
         What runs the candidate; ONNX Runtime on the CPU by default.
     granularity
@@ -121,7 +121,8 @@ class _Job:
         floor = noise_floor(self._model, sample.args, sample.kwargs, reference)
         limits = limits_for(reference, floor, self._tolerance)
         bar.stage("running the ONNX model")
-        outputs = OutputPairs(reference, *pair_outputs(reference, self._graph.outputs), floor, self._tolerance)
+        pairs = pair_outputs(reference, self._graph.outputs, hint=" ".join(self._warnings))
+        outputs = OutputPairs(reference, *pairs, floor, self._tolerance)
         results = outputs.results(candidate.shipped, candidate.tapped)
         bar.stage("aligning layers")
         alignment = align(reference, candidate, outputs, limits)
@@ -131,7 +132,8 @@ class _Job:
         found = [finding(alignment, o, floor, self._tolerance, h) for o, h in zip(origins, proofs, strict=True)]
         everywhere = diffuse(alignment, rounded, outputs)
         bar.stage("writing the report")
-        book = LayerBook(alignment, floor, self._tolerance, [call for call, _ in found], rounded)
+        accused = {call: origin.sites for (call, _), origin in zip(found, origins, strict=True)}
+        book = LayerBook(alignment, floor, self._tolerance, accused, rounded)
         calls = book.calls()
         return Report(
             divergences=tuple(divergence for _, divergence in found),

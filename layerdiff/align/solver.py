@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.candidate import Candidate
-    from layerdiff.model import Reference, Site
+    from layerdiff.model import Reference, Site, Tolerance
     from layerdiff.outputs import OutputPairs
 
     Array = np.ndarray[Any, Any]
@@ -45,7 +45,7 @@ class Alignment:
 
     reference: Reference
     candidate: Candidate
-    limits: Mapping[int, float]
+    limits: Mapping[int, Tolerance]
     outputs: dict[int, str]
     matched: dict[int, list[str]]
     misshapen: dict[int, str] = field(default_factory=dict)
@@ -121,7 +121,9 @@ class Alignment:
         return [Injection(t, self.expected_for(t, v)) for t, v in pairs.items() if t not in inputs]
 
 
-def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, float]) -> Alignment:
+def align(
+    reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Tolerance]
+) -> Alignment:
     """Pair values with tensors; the outputs are paired from the start."""
     known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
     matched = match_values(known, candidate.tapped, limits)

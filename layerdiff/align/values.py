@@ -16,6 +16,8 @@ from layerdiff.measure import MASK_TOLERANCE, allowances
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from layerdiff.model import Tolerance
+
     Array = np.ndarray[Any, Any]
 
 SAMPLES = 64
@@ -35,7 +37,7 @@ def comparable_kind(array: Array) -> str:
     return "i" if array.dtype.kind == "u" else array.dtype.kind
 
 
-def same_numbers(expected: Array, actual: Array, limit: float) -> bool:
+def same_numbers(expected: Array, actual: Array, limit: Tolerance) -> bool:
     """Whether two arrays of one size agree, element by element in memory order, within a limit."""
     e, a = np.ascontiguousarray(expected).reshape(-1), np.ascontiguousarray(actual).reshape(-1)
     if e.dtype.kind in "iub" or a.dtype.kind in "iub":
@@ -48,7 +50,7 @@ def same_numbers(expected: Array, actual: Array, limit: float) -> bool:
 
 
 def match_values(
-    expected: Mapping[int, Array], actual: Mapping[str, Array], limits: Mapping[int, float]
+    expected: Mapping[int, Array], actual: Mapping[str, Array], limits: Mapping[int, Tolerance]
 ) -> dict[int, list[str]]:
     """For each reference value the tensors that hold the same numbers, in the order of `actual`."""
     groups: dict[tuple[int, str], list[str]] = {}
@@ -76,9 +78,11 @@ class _Table:
         self._order = np.argsort(samples[:, 0], kind="stable")
         self._samples = samples[self._order]
 
-    def near(self, wanted: Array, limit: float) -> list[str]:
+    def near(self, wanted: Array, limit: Tolerance) -> list[str]:
         first = self._samples[:, 0]
-        room = limit + MASK_TOLERANCE * np.abs(wanted)  # generous: the full comparison that follows is not
+        room = limit.atol + (limit.rtol + MASK_TOLERANCE) * np.abs(
+            wanted
+        )  # generous: the full comparison that follows is not
         low = np.searchsorted(first, wanted[0] - room[0], side="left")
         high = np.searchsorted(first, wanted[0] + room[0], side="right")
         close = np.all(np.abs(self._samples[low:high] - wanted) <= room, axis=1)

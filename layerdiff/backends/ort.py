@@ -49,7 +49,7 @@ class OnnxRuntime:
         self._threads = threads
 
     def open(self, model: str | Path | onnx.ModelProto, optimisation: Optimisation) -> _OrtSession:
-        """A session for a model; :class:`~layerdiff.errors.BackendError` when the runtime refuses it."""
+        """A session for a model; `BackendError` when the runtime refuses it."""
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimisation]
         options.log_severity_level = 4

@@ -38,14 +38,20 @@ def save(report: Report, path: str | Path) -> Path:
     return target
 
 
-def write_atomically(target: Path, text: str) -> None:
-    """Replace a text file in one step."""
+def need_folder(target: Path) -> None:
+    """Refuse a target whose folder is not there, before any work is lost."""
     if not target.parent.is_dir():
         raise InputError(f"{target}: the folder {target.parent} does not exist; make it first")
+
+
+def write_atomically(target: Path, text: str) -> None:
+    """Replace a text file in one step."""
+    need_folder(target)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        Path(temporary).chmod(0o644)  # temporary files are made for their owner alone
         Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -53,7 +59,7 @@ def write_atomically(target: Path, text: str) -> None:
 
 
 def load(path: str | Path) -> Report:
-    """The report in a file that :meth:`Report.save` wrote.
+    """The report in a file that `save` wrote.
 
     Raises
     ------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,11 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from layerdiff.model import Status
+from layerdiff.report.archive import need_folder
 from layerdiff.report.text import layer_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
@@ -30,10 +31,19 @@ COLOURS = {
 SMALLEST = 1e-12
 
 
+class Picture(Figure):
+    """A figure that a notebook shows without pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = BytesIO()
+        self.savefig(buffer, format="png", dpi=110)
+        return buffer.getvalue()
+
+
 def plot(report: Report, path: str | Path | None = None) -> Figure:
     """A figure with one point per layer call; written to `path` when one is given (format by its suffix)."""
     shown = [r for r in report.layers if r.status is not Status.UNMATCHED]
-    figure = Figure(figsize=(min(18.0, max(8.0, 3 + 0.14 * len(shown))), 5.2), layout="constrained")
+    figure = Picture(figsize=(min(18.0, max(8.0, 3 + 0.14 * len(shown))), 5.2), layout="constrained")
     axes = figure.add_subplot()
     _draw(axes, shown)
     _name_divergences(axes, report, shown)
@@ -41,6 +51,7 @@ def plot(report: Report, path: str | Path | None = None) -> Figure:
     figure.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
     figure.legend(loc="outside upper right", ncols=7, fontsize=8, frameon=False)
     if path is not None:
+        need_folder(Path(path))
         figure.savefig(path, dpi=150)
     return figure
 

@@ -90,7 +90,7 @@ class Report:
         return write_html(self, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers; :func:`layerdiff.load` reads them back from a file."""
+        """Plain dicts, lists, strings and numbers; `load` reads them back from a file."""
         from layerdiff.report.archive import to_dict
 
         return to_dict(self)
@@ -121,4 +121,4 @@ def combine(reports: Sequence[Report]) -> Report:
 
 
 def _error(report: Report) -> float:
-    return max((o.shipped.times_noise for o in report.outputs if o.shipped is not None), default=0.0)
+    return max((o.shipped.times_limit for o in report.outputs if o.shipped is not None), default=0.0)

@@ -58,7 +58,7 @@ def _accusation(first: Divergence) -> str:
     name = layer_name(first.layer) + (f" (call {first.call})" if first.call else "")
     error = ""
     if first.metrics is not None:
-        times = first.metrics.times_noise
+        times = first.metrics.times_limit
         scaled = f", {times:,.0f} × what rounding explains" if times < 1e12 else ""
         error = f" (max-abs {first.metrics.max_abs:.3g}{scaled})"
     operator = f", operator {first.op}" if first.op else ""
@@ -124,7 +124,7 @@ def _worst_output(report: Report) -> str:
     if not measured:
         shapes = ", ".join(f"{o.name}: {o.expected_shape} vs {o.actual_shape}" for o in report.outputs)
         return f"shapes {shapes}"
-    worst = max(measured, key=lambda o: o.shipped.times_noise if o.shipped else 0.0)
+    worst = max(measured, key=lambda o: o.shipped.times_limit if o.shipped else 0.0)
     assert worst.shipped is not None
     return f"output {worst.name} within max-abs {worst.shipped.max_abs:.2g}"
 
@@ -138,7 +138,7 @@ def _coverage(report: Report) -> str:
 def summary(report: Report) -> str:
     """The verdict, the warnings and a table of the layers that matter, as plain text."""
     out = StringIO()
-    print_report(report, Console(file=out, width=120, no_color=True, highlight=False))
+    print_report(report, Console(file=out, width=120, no_color=True, highlight=False, force_jupyter=False))
     return out.getvalue()
 
 
