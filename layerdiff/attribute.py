@@ -51,12 +51,15 @@ def _call_of_value(alignment: Alignment, origin: Origin) -> int:
     if len(scopes) == 1 and len(named) == 1:  # nothing but a name can tell; a tool that inserts nodes leaves none
         return named[0]
     root = alignment.root(origin.value)
+    family = set(alignment.families[root].members) if root in alignment.families else {root}
+    passing = [call.index for call in reference.calls if call.outputs and family.issuperset(call.inputs + call.outputs)]
+    if passing:  # a Dropout or Identity stands there, and should change nothing
+        return passing[-1]
     site = reference.producer(root)
     sources = alignment.tensors_of(root) | alignment.tensors_of(origin.value)
     readers = {n for t in sources for n, _ in graph.consumers.get(t, ()) if n in graph.live_nodes}
     if site is not None and readers <= set(origin.nodes):
         return site.owner
-    family = set(alignment.families[root].members) if root in alignment.families else {root}
     using = [s for s in reference.sites if family.intersection(s.inputs) and not only_moves(s.op)]
     return using[0].owner if using else 0
 

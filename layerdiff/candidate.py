@@ -5,17 +5,19 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from layerdiff.backends import Optimisation
+from layerdiff.graph import RANDOM, Graph
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     import onnx
 
     from layerdiff.backends import Backend
-    from layerdiff.graph import Graph, Injection
+    from layerdiff.graph import Injection
 
     Array = np.ndarray[Any, Any]
 
@@ -36,10 +38,34 @@ class Candidate:
         """The outputs of the untouched model with all of the runtime's optimisations."""
         return self._backend.open(self._source, Optimisation.AS_SHIPPED).run(self.feeds)
 
+    def shipped_without(self, passes: Sequence[str]) -> dict[str, Array | None]:
+        """The outputs of the untouched model when some optimisation passes of the runtime are off."""
+        return self._backend.open(self._source, Optimisation.AS_SHIPPED, passes).run(self.feeds)
+
+    def as_optimised(self, level: Optimisation) -> Candidate:
+        """The candidate with the graph that the runtime really runs at an optimisation level."""
+        graph = Graph(self._backend.optimised(self._source, level), take_apart=False)
+        return Candidate(self._source, graph, self._backend, self.feeds)
+
+    @property
+    def passes(self) -> Sequence[str]:
+        """The optimisation passes that the runtime can turn off one by one."""
+        return self._backend.passes
+
     @cached_property
     def tapped(self) -> dict[str, Array]:
         """Every tensor that the graph computes, and its inputs, from one run without optimisations."""
         return self.feeds | self._run(list(self.graph.computed), (), None, None)
+
+    @cached_property
+    def unstable(self) -> frozenset[str]:
+        """The tensors that differ between two runs on the same inputs; only looked for where a node draws at random."""
+        if not any(self.graph.nodes[index].op in RANDOM for index in self.graph.live_nodes):
+            return frozenset()
+        again = self._run(list(self.graph.computed), (), None, None)
+        return frozenset(
+            n for n, a in again.items() if not np.array_equal(a, self.tapped[n], equal_nan=a.dtype.kind == "f")
+        )
 
     @cached_property
     def constants(self) -> dict[str, Array]:

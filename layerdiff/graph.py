@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 # Operators that move no number: what comes out is what went in, perhaps in another shape.
-RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Dropout"})
+RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+RANDOM = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
+)
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -110,13 +113,14 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 class Graph:
     """A candidate graph: nodes, producers and consumers, what is alive, what is constant.
 
-    Local functions are inlined and a runtime's fused operators taken apart.
+    Local functions are inlined, and a runtime's fused operators taken apart unless they are what is examined.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, *, take_apart: bool = True) -> None:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
-        model = unfused(model)
+        if take_apart:
+            model = unfused(model)
         self.model = model
         with _quiet():
             self._gs: gs.Graph = gs.import_onnx(model)
@@ -162,7 +166,7 @@ class Graph:
         """Initializers, and every tensor that depends on nothing else."""
         found = set(self.initializers)
         for node in self.nodes:  # nodes are in topological order
-            if all(name in found for name in node.reads) and not node.op.startswith("Random"):
+            if all(name in found for name in node.reads) and node.op not in RANDOM:
                 found.update(node.outputs)
         return frozenset(found)
 

@@ -64,6 +64,10 @@ class OutputPairs:
         left, right = (np.take_along_axis(source.array, i, axis) for i in (expected, actual))
         return _rounded(left, right, source.dtype, self.floor.get(site.inputs[0]))
 
+    def all_agree(self, arrays: Mapping[str, Array] | Mapping[str, Array | None]) -> bool:
+        """Whether every output agrees."""
+        return all(metrics is not None and metrics.agrees for metrics in self.measured(arrays).values())
+
     def comparable(self, arrays: Mapping[str, Array]) -> dict[int, str]:
         """The pairs whose tensor has as many elements as the value."""
         found = {}

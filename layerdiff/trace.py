@@ -21,18 +21,22 @@ from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
 from layerdiff.model import Tolerance
 from layerdiff.noise import noise_floor
+from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.outputs import OutputPairs, pair_outputs
 from layerdiff.progress import Progress
 from layerdiff.report import Report, combine
 from layerdiff.samples import feeds_for, samples
+from layerdiff.stability import random_diagnosis
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     import onnx
     from torch import nn
 
     from layerdiff.backends import Backend
+    from layerdiff.model import Diagnosis, Divergence
     from layerdiff.samples import Sample
 
 log = logging.getLogger("layerdiff")
@@ -124,6 +128,8 @@ class _Job:
         pairs = pair_outputs(reference, self._graph.outputs, hint=" ".join(self._warnings))
         outputs = OutputPairs(reference, *pairs, floor, self._tolerance)
         results = outputs.results(candidate.shipped, candidate.tapped)
+        observed = observe(candidate, outputs, results)
+        candidate = observed.candidate
         bar.stage("aligning layers")
         alignment = align(reference, candidate, outputs, limits)
         bar.stage("proving the accusation")
@@ -137,14 +143,23 @@ class _Job:
         calls = book.calls()
         return Report(
             divergences=tuple(divergence for _, divergence in found),
-            diagnoses=(),
+            diagnoses=_diagnoses(observed, found),
             diffuse=everywhere,
             outputs=results,
             layers=calls if self._granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
             environment=environment(self._backend, self._source),
-            warnings=self._warnings + outputs.warnings(),
+            warnings=observed.warnings + self._warnings + outputs.warnings(),
         )
+
+
+def _diagnoses(observed: Observed, found: Sequence[tuple[int, Divergence]]) -> tuple[Diagnosis, ...]:
+    first = found[0][1] if found else None
+    causes = (
+        fusion_diagnosis(observed, first.layer if first is not None else ""),
+        random_diagnosis(observed.candidate, first) if found else None,
+    )
+    return tuple(cause for cause in causes if cause is not None)
 
 
 def _check_options(tolerance: object, granularity: object) -> None:

@@ -17,6 +17,8 @@ class Optimisation(str, Enum):
     """How much the runtime may change the graph before it runs it."""
 
     AS_SHIPPED = "as-shipped"
+    EXTENDED = "extended"
+    BASIC = "basic"
     NONE = "none"
 
 
@@ -38,13 +40,31 @@ class Backend(Protocol):
         """The runtime's own name."""
         ...
 
-    def open(self, model: str | Path | onnx.ModelProto, optimisation: Optimisation) -> Session:
-        """A session for a model.
+    def open(
+        self, model: str | Path | onnx.ModelProto, optimisation: Optimisation, disabled: Sequence[str] = ()
+    ) -> Session:
+        """A session for a model, with single optimisation passes turned off.
 
         Raises
         ------
         BackendError
             The runtime refuses the model.
+
+        """
+        ...
+
+    @property
+    def passes(self) -> Sequence[str]:
+        """The optimisation passes that can be turned off one by one."""
+        ...
+
+    def optimised(self, model: str | Path | onnx.ModelProto, optimisation: Optimisation) -> onnx.ModelProto:
+        """The graph that the runtime really runs at an optimisation level.
+
+        Raises
+        ------
+        BackendError
+            The runtime cannot save it.
 
         """
         ...

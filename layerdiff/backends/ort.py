@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
@@ -14,8 +16,6 @@ from layerdiff.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    import onnx
 
 _OWN_ERRORS = (
     "Fail", "InvalidArgument", "NoSuchFile", "NoModel", "EngineError", "RuntimeException", "InvalidProtobuf",
@@ -27,8 +27,31 @@ _ERRORS: tuple[type[Exception], ...] = (
     ValueError,
 )
 
+# The graph transformers and rewrite rules of onnxruntime 1.31 (core/optimizer/graph_transformer_utils.cc); a name that
+# another version does not know is ignored there.
+PASSES = (
+    "EliminateIdentity", "EliminateSlice", "UnsqueezeElimination", "EliminateDropout", "ExpandElimination",
+    "CastElimination", "CastChainElimination", "PreShapeNodeElimination", "NoopElimination", "DivMulFusion",
+    "FuseReluClip", "GemmSumFusion", "GemmTransposeFusion", "NotWhereFusion", "ConvAddFusion", "ConvMulFusion",
+    "ConvBNFusion", "Pad_Fusion", "PadFusion", "MatmulBNFusion", "MatMul_BatchNormalization_Fusion",
+    "LabelEncoderFusion", "ClipQuantRewrite", "CommonSubexpressionElimination", "ConstantFolding", "ConstantSharing",
+    "MatMulAddFusion", "ReshapeFusion", "FreeDimensionOverrideTransformer", "DoubleQDQPairsRemover",
+    "TransposeOptimizer", "QDQPropagationTransformer", "EnsureUniqueDQForNodeUnit", "WeightBiasQuantization",
+    "GeluFusionL1", "GeluFusionL2", "GeluFusion", "LayerNormFusionL1", "LayerNormFusionL2", "LayerNormFusion",
+    "SimplifiedLayerNormFusion", "GemmActivationFusion", "MatMulIntegerToFloatFusion", "DynamicQuantizeMatMulFusion",
+    "ConvActivationFusion", "ConvAddActivationFusion", "AttentionFusion", "EmbedLayerNormFusion",
+    "GatherSliceToSplitFusion", "GatherToSplitFusion", "GatherToSliceFusion", "MatmulTransposeFusion",
+    "BiasGeluFusion", "SkipLayerNormFusion", "BiasSkipLayerNormFusion", "FastGeluFusion", "QuickGeluFusion",
+    "BiasSoftmaxFusion", "BiasDropoutFusion", "MatMulScaleFusion", "MatMulActivationFusion", "MatMulNBitsFusion",
+    "DQMatMulNBitsFusion", "QDQSelectorActionTransformer", "QDQFinalCleanupTransformer", "QDQS8ToU8Transformer",
+    "Avx2WeightS8ToU8Transformer", "SliceConcatToSpaceToDepthFusion", "GroupQueryAttentionPreNormFusion",
+    "IsInfReduceSumFusion", "NchwcTransformer", "NhwcTransformer", "ConvTransposeAddFusion",
+)  # fmt: skip
+
 _LEVELS = {
     Optimisation.AS_SHIPPED: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    Optimisation.EXTENDED: ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    Optimisation.BASIC: ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     Optimisation.NONE: ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
 }
 
@@ -48,16 +71,42 @@ class OnnxRuntime:
         self._providers = list(providers)
         self._threads = threads
 
-    def open(self, model: str | Path | onnx.ModelProto, optimisation: Optimisation) -> _OrtSession:
+    @property
+    def passes(self) -> Sequence[str]:
+        """The names that ``disabled_optimizers`` takes."""
+        return PASSES
+
+    def open(
+        self, model: str | Path | onnx.ModelProto, optimisation: Optimisation, disabled: Sequence[str] = ()
+    ) -> _OrtSession:
         """A session for a model; `BackendError` when the runtime refuses it."""
+        return _OrtSession(self._session(model, self._options(optimisation), disabled))
+
+    def optimised(self, model: str | Path | onnx.ModelProto, optimisation: Optimisation) -> onnx.ModelProto:
+        """The graph that onnxruntime runs at an optimisation level, as it saves it."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "optimised.onnx"
+            options = self._options(optimisation)
+            options.optimized_model_filepath = str(path)
+            self._session(model, options, ())
+            return onnx.load_model(path)
+
+    def _options(self, optimisation: Optimisation) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimisation]
         options.log_severity_level = 4
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
+        return options
+
+    def _session(
+        self, model: str | Path | onnx.ModelProto, options: ort.SessionOptions, disabled: Sequence[str]
+    ) -> ort.InferenceSession:
         source = str(model) if isinstance(model, (str, Path)) else model.SerializeToString()
         try:
-            return _OrtSession(ort.InferenceSession(source, options, providers=self._providers))
+            return ort.InferenceSession(
+                source, options, providers=self._providers, disabled_optimizers=list(disabled) or None
+            )
         except _ERRORS as error:
             raise BackendError(f"onnxruntime {ort.__version__} refuses the model: {_first_line(error)}") from error
 

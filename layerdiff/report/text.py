@@ -48,6 +48,7 @@ def verdict(report: Report) -> str:
         names = ", ".join(layer_name(d.layer) for d in others[:5])
         more = f" and {len(others) - 5} more" if len(others) > 5 else ""
         sentences.append(f"Further origins: {names}{more}.")
+    sentences += [f"{d.summary} Remedy: {d.remedy}" for d in report.diagnoses[:1]]
     if report.diffuse is not None:
         sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {report.diffuse.format}.")
     sentences.append(f"{_consequences(report)}.")
