@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.backends import Optimisation
+from layerdiff.flatten import flattened
 from layerdiff.graph import RANDOM, Graph
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ class Candidate:
     def passes(self) -> Sequence[str]:
         """The optimisation passes that the runtime can turn off one by one."""
         return self._backend.passes
+
+    def flat(self) -> Candidate:
+        """The candidate with its control flow laid flat, as this sample takes it; itself when there is none."""
+        model = flattened(self.graph.model, self._named)
+        return self if model is self.graph.model else Candidate(self._source, Graph(model), self._backend, self.feeds)
+
+    def _named(self, model: onnx.ModelProto, names: list[str]) -> dict[str, Array | None]:
+        return self._backend.open(Graph(model).rewritten(names), Optimisation.NONE).run(self.feeds)
 
     @cached_property
     def tapped(self) -> dict[str, Array]:

@@ -118,7 +118,7 @@ class _Job:
         """The report on one sample."""
         candidate = Candidate(
             self._source, self._graph, self._backend, feeds_for(self._graph.inputs, sample, self._model)
-        )
+        ).flat()
         bar.stage("running PyTorch")
         reference = capture(self._model, sample.args, sample.kwargs)
         bar.stage("measuring the noise floor")
