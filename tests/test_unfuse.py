@@ -1,0 +1,94 @@
+"""A runtime's fused operators, taken apart, compute what they computed whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from layerdiff.backends import OnnxRuntime, Optimisation
+from layerdiff.unfuse import unfused
+from tests.zoo import MODELS
+from tests.zoo.exports import Exporter, Treatment, export, treat
+
+RNG = np.random.default_rng(0)
+
+
+def _model(node, initializers, shape, output_rank):
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [None] * output_rank)],
+        [numpy_helper.from_array(array.astype(np.float32), name) for name, array in initializers.items()],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def _conv(activation, parameters, extra=()):
+    weights = {"w": RNG.standard_normal((4, 3, 3, 3)), "b": RNG.standard_normal(4)}
+    weights |= {"z": RNG.standard_normal((1, 4, 6, 6))} if extra else {}
+    node = helper.make_node(
+        "FusedConv", ["x", "w", "b", *extra], ["y"], "fused", domain="com.microsoft", activation=activation,
+        activation_params=parameters, kernel_shape=[3, 3],
+    )  # fmt: skip
+    return _model(node, weights, [1, 3, 8, 8], 4)
+
+
+def _gemm():
+    node = helper.make_node(
+        "FusedGemm", ["x", "w", "b"], ["y"], "fused", domain="com.microsoft", activation="LeakyRelu",
+        activation_alpha=0.2, transB=1,
+    )  # fmt: skip
+    return _model(node, {"w": RNG.standard_normal((5, 8)), "b": RNG.standard_normal(5)}, [3, 8], 2)
+
+
+def _skip_norm():
+    node = helper.make_node(
+        "SkipLayerNormalization", ["x", "skip", "g", "s", "b"], ["y"], "fused", domain="com.microsoft", epsilon=1e-3
+    )
+    arrays = {"skip": RNG.standard_normal((2, 4, 8))} | {name: RNG.standard_normal(8) for name in "gsb"}
+    return _model(node, arrays, [2, 4, 8], 3)
+
+
+def _bias_gelu():
+    node = helper.make_node("BiasGelu", ["x", "b"], ["y"], "fused", domain="com.microsoft")
+    return _model(node, {"b": RNG.standard_normal(8)}, [2, 8], 2)
+
+
+FUSED = {
+    "relu": lambda: _conv("Relu", []),
+    "leaky": lambda: _conv("LeakyRelu", [0.1]),
+    "clip": lambda: _conv("Clip", [0.0, 1.0]),
+    "hard-sigmoid": lambda: _conv("HardSigmoid", [0.2, 0.5]),
+    "sum": lambda: _conv("Relu", [], ("z",)),
+    "gemm": _gemm,
+    "skip-norm": _skip_norm,
+    "bias-gelu": _bias_gelu,
+}
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_the_parts_compute_what_the_whole_does(name):
+    model = FUSED[name]()
+    parts = unfused(model)
+    assert len(parts.graph.node) > len(model.graph.node)
+    shape = [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim]
+    feeds = {"x": RNG.standard_normal(shape).astype(np.float32)}
+    whole, apart = (OnnxRuntime().open(m, Optimisation.NONE).run(feeds)["y"] for m in (model, parts))
+    np.testing.assert_allclose(whole, apart, rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_without_fused_nodes_is_returned_itself():
+    sample = MODELS["resnet"]()
+    proto = export(sample.model, sample.inputs, Exporter.TORCHSCRIPT)
+    assert unfused(proto) is proto
+
+
+def test_layers_inside_fused_nodes_are_compared(trace):
+    sample = MODELS["resnet"]()
+    proto = treat(export(sample.model, sample.inputs, Exporter.TORCHSCRIPT), Treatment.ORT_EXTENDED)
+    assert any(node.op_type == "FusedConv" for node in proto.graph.node)
+    report = trace(sample.model, proto, sample.inputs)
+    assert {r.status.value for r in report.layers if r.type == "BatchNorm2d"} == {"agrees"}
