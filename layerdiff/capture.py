@@ -8,6 +8,7 @@ version of every tensor that shares the memory, so the graph is in single-assign
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import random
 from collections import Counter
 from contextlib import ExitStack, contextmanager
@@ -276,11 +277,15 @@ class Recorder(TorchDispatchMode):
                 handle.remove()
 
     def register_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Name the values that come from outside before anything runs."""
-        for name, tensor in named_tensors((*args, dict(kwargs))).items():
+        """Name the values that come from outside, by the arguments of forward, before anything runs."""
+        try:
+            given = inspect.signature(self.model.forward).bind(*args, **kwargs).arguments
+        except (TypeError, ValueError):  # forward says itself what it does not take
+            given = {**{str(i): argument for i, argument in enumerate(args)}, **kwargs}
+        for name, tensor in named_tensors(dict(given)).items():
             index = self._new_value(tensor, None, constant=False)
             self._version_of[tensor] = (index, 0)
-            self._inputs[name.removeprefix(f"{len(args)}.")] = index
+            self._inputs[name] = index
 
     @contextmanager
     def _hook_body(self) -> Iterator[None]:

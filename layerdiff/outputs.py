@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.errors import AlignmentError
+from layerdiff.errors import AlignmentError, InputError
 from layerdiff.measure import limit_for, measure
 from layerdiff.model import OutputResult
 from layerdiff.operators import base_name
@@ -30,6 +30,7 @@ class OutputPairs:
     unpaired: tuple[str, ...]
     floor: Mapping[int, Noise]
     tolerance: Tolerance | None
+    masks: Mapping[int, Array] = field(default_factory=dict)
 
     def measured(self, arrays: Mapping[str, Array | None]) -> dict[int, Metrics | None]:
         """Metrics per output value; None where the shapes differ or the candidate gives no tensor."""
@@ -42,6 +43,8 @@ class OutputPairs:
         expected = known.array
         if expected.dtype.kind in "iu" and (tied := self._tied(value, actual)) is not None:
             expected, actual = tied
+        if value in self.masks:
+            actual = np.where(self.masks[value], actual, expected)
         return measure(expected, actual, dtype=known.dtype, noise=self.floor.get(value), tolerance=self.tolerance)
 
     def _tied(self, value: int, actual: Array) -> tuple[Array, Array] | None:
@@ -117,6 +120,38 @@ def _rounded(expected: Array, actual: Array, dtype: str, noise: Noise | None) ->
         return expected, actual
     limit = limit_for(expected, dtype, noise)
     return expected, np.where(np.abs(actual - expected) <= limit, expected, actual)
+
+
+def masks_for(reference: Reference, tensors: Mapping[int, str], valid: Mapping[str, Array] | None) -> dict[int, Array]:
+    """For each output the mask of what counts, in its own shape.
+
+    A mask under the name of an output (the model's or the graph's) is broadcast to it from the left; one under the name
+    of an input is used for every output that begins with the mask's dimensions.
+
+    Raises
+    ------
+    InputError
+        A name that is neither an input nor an output, or a mask that does not fit the output it names.
+
+    """
+    names = dict(reference.outputs) | {tensor: value for value, tensor in tensors.items()}
+    found: dict[int, Array] = {}
+    for name, given in (valid or {}).items():
+        mask = np.asarray(given, dtype=bool)
+        fitting = [v for v in tensors if reference.values[v].shape[: mask.ndim] == mask.shape]
+        if name in names and names[name] in fitting:
+            fitting = [names[name]]
+        elif name in names or name not in reference.inputs:
+            wanted = ", ".join(f"{tensors[v]} {reference.values[v].shape}" for v in tensors)
+            raise InputError(
+                f"valid[{name!r}]: a mask of shape {mask.shape} fits no output of that name; the outputs are {wanted}, "
+                f"the inputs {', '.join(reference.inputs)}"
+            )
+        for value in fitting:
+            shape = reference.values[value].shape
+            spread = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
+            found[value] = spread & found.get(value, np.ones(shape, bool))
+    return found
 
 
 def pair_outputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,14 +23,14 @@ from layerdiff.measure import limits_for
 from layerdiff.model import Tolerance
 from layerdiff.noise import noise_floor
 from layerdiff.observer import Observed, fusion_diagnosis, observe
-from layerdiff.outputs import OutputPairs, pair_outputs
+from layerdiff.outputs import OutputPairs, masks_for, pair_outputs
 from layerdiff.progress import Progress
 from layerdiff.report import Report, combine
 from layerdiff.samples import feeds_for, samples
 from layerdiff.stability import random_diagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import onnx
@@ -50,6 +51,7 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     tolerance: Literal["auto"] | Tolerance = "auto",
     backend: Backend | None = None,
     granularity: Literal["module", "op"] = "module",
+    valid: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Report:
     """The first layer at which an ONNX export disagrees with the model it was made from, with proof.
@@ -69,6 +71,10 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         What runs the candidate; ONNX Runtime on the CPU by default.
     granularity
         Report one result per module call, or one per operator.
+    valid
+        Masks of what counts, by output or input name: True where a position matters. A mask of an input (an attention
+        mask of shape (batch, length), say) is used for every output that begins with its dimensions. Differences
+        anywhere else do not fail the verdict.
     progress
         Show a progress bar on stderr.
 
@@ -91,42 +97,39 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     _check_options(tolerance, granularity)
     warnings = _training_warning(reference)
     graph = Graph(load(candidate))
-    job = _Job(reference, candidate, graph, backend or OnnxRuntime(), tolerance, granularity, warnings)
+    fixed = None if isinstance(tolerance, str) else tolerance
+    job = _Job(reference, candidate, graph, backend or OnnxRuntime(), fixed, granularity, warnings, valid)
     with Progress(enabled=progress) as bar:
         return combine([job.examine(sample, bar) for sample in samples(inputs)])
 
 
+@dataclass(frozen=True, slots=True)
 class _Job:
     """What stays the same from sample to sample."""
 
-    def __init__(  # noqa: PLR0913  a plain record of the caller's options
-        self,
-        model: nn.Module,
-        source: str | Path | onnx.ModelProto,
-        graph: Graph,
-        backend: Backend,
-        tolerance: Literal["auto"] | Tolerance,
-        granularity: str,
-        warnings: tuple[str, ...],
-    ) -> None:
-        self._model, self._source, self._graph, self._backend = model, source, graph, backend
-        self._tolerance = None if isinstance(tolerance, str) else tolerance
-        self._granularity = granularity
-        self._warnings = warnings
+    model: nn.Module
+    source: str | Path | onnx.ModelProto
+    graph: Graph
+    backend: Backend
+    tolerance: Tolerance | None
+    granularity: str
+    warnings: tuple[str, ...]
+    valid: Mapping[str, Any] | None
 
     def examine(self, sample: Sample, bar: Progress) -> Report:
         """The report on one sample."""
         candidate = Candidate(
-            self._source, self._graph, self._backend, feeds_for(self._graph.inputs, sample, self._model)
+            self.source, self.graph, self.backend, feeds_for(self.graph.inputs, sample, self.model)
         ).flat()
         bar.stage("running PyTorch")
-        reference = capture(self._model, sample.args, sample.kwargs)
+        reference = capture(self.model, sample.args, sample.kwargs)
         bar.stage("measuring the noise floor")
-        floor = noise_floor(self._model, sample.args, sample.kwargs, reference)
-        limits = limits_for(reference, floor, self._tolerance)
+        floor = noise_floor(self.model, sample.args, sample.kwargs, reference)
+        limits = limits_for(reference, floor, self.tolerance)
         bar.stage("running the ONNX model")
-        pairs = pair_outputs(reference, self._graph.outputs, hint=" ".join(self._warnings))
-        outputs = OutputPairs(reference, *pairs, floor, self._tolerance)
+        pairs = pair_outputs(reference, self.graph.outputs, hint=" ".join(self.warnings))
+        masks = masks_for(reference, pairs[0], self.valid)
+        outputs = OutputPairs(reference, *pairs, floor, self.tolerance, masks)
         results = outputs.results(candidate.shipped, candidate.tapped)
         observed = observe(candidate, outputs, results)
         candidate = observed.candidate
@@ -135,21 +138,21 @@ class _Job:
         bar.stage("proving the accusation")
         origins, rounded = find_origins(alignment)
         proofs = heal(alignment, origins, outputs)
-        found = [finding(alignment, o, floor, self._tolerance, h) for o, h in zip(origins, proofs, strict=True)]
+        found = [finding(alignment, o, floor, self.tolerance, h) for o, h in zip(origins, proofs, strict=True)]
         everywhere = diffuse(alignment, rounded, outputs)
         bar.stage("writing the report")
         accused = {call: origin.sites for (call, _), origin in zip(found, origins, strict=True)}
-        book = LayerBook(alignment, floor, self._tolerance, accused, rounded)
+        book = LayerBook(alignment, floor, self.tolerance, accused, rounded)
         calls = book.calls()
         return Report(
             divergences=tuple(divergence for _, divergence in found),
             diagnoses=_diagnoses(observed, found),
             diffuse=everywhere,
             outputs=results,
-            layers=calls if self._granularity == "module" else book.operators(),
+            layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
-            environment=environment(self._backend, self._source),
-            warnings=observed.warnings + self._warnings + outputs.warnings(),
+            environment=environment(self.backend, self.source),
+            warnings=observed.warnings + self.warnings + outputs.warnings(),
         )
 
 
