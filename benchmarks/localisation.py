@@ -100,7 +100,7 @@ def judged(case: FaultyCase) -> Row:
 
 def uncovered(report: Report, model: torch.nn.Module) -> int:
     """How many modules the report neither compares, nor folds, nor leaves out for a reason of the model's own."""
-    told = {result.layer for result in report.layers} | set(report.coverage.unmatched)
+    told = {result.layer for result in report.layers} | {*report.coverage.unmatched, *report.coverage.containers}
     silent = {name for name, _ in model.named_modules(remove_duplicate=False)} - told
     lost = [why for why in report.coverage.unmatched.values() if why.startswith("no tensor of the graph")]
     return len(silent) + len(lost)

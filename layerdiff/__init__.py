@@ -9,7 +9,18 @@ from layerdiff.errors import (
     ReferenceFailedError,
     SampleError,
 )
-from layerdiff.model import Coverage, Diagnosis, Divergence, LayerResult, Metrics, OutputResult, Status, Tolerance
+from layerdiff.model import (
+    Coverage,
+    Diagnosis,
+    Diffuse,
+    Divergence,
+    LayerResult,
+    Metrics,
+    OutputResult,
+    RoundedLayer,
+    Status,
+    Tolerance,
+)
 from layerdiff.report import Report, load
 from layerdiff.trace import trace
 
@@ -20,6 +31,7 @@ __all__ = [
     "BackendError",
     "Coverage",
     "Diagnosis",
+    "Diffuse",
     "Divergence",
     "InputError",
     "LayerResult",
@@ -29,6 +41,7 @@ __all__ = [
     "OutputResult",
     "ReferenceFailedError",
     "Report",
+    "RoundedLayer",
     "SampleError",
     "Status",
     "Tolerance",

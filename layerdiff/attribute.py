@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.weights import channel_factors, parameters_of_sites
+from layerdiff.align.weights import channel_factors, parameters_of_sites, parameters_read
 from layerdiff.localise import meaningful
 from layerdiff.operators import base_name, likeness, only_moves
 
 if TYPE_CHECKING:
     from layerdiff.align import Alignment
     from layerdiff.localise import Origin
-    from layerdiff.model import Reference, Site
+    from layerdiff.model import Reference, Site, Value
 
     Array = np.ndarray[Any, Any]
 
@@ -53,15 +53,30 @@ def _call_of_value(alignment: Alignment, origin: Origin) -> int:
     root = alignment.root(origin.value)
     family = set(alignment.families[root].members) if root in alignment.families else {root}
     passing = [call.index for call in reference.calls if call.outputs and family.issuperset(call.inputs + call.outputs)]
-    if passing:  # a Dropout or Identity stands there, and should change nothing
-        return passing[-1]
     site = reference.producer(root)
     sources = alignment.tensors_of(root) | alignment.tensors_of(origin.value)
     readers = {n for t in sources for n, _ in graph.consumers.get(t, ()) if n in graph.live_nodes}
-    if site is not None and readers <= set(origin.nodes):
-        return site.owner
-    using = [s for s in reference.sites if family.intersection(s.inputs) and not only_moves(s.op)]
-    return using[0].owner if using else 0
+    if readers <= set(origin.nodes):
+        if passing:  # a Dropout or Identity stands there, and should change nothing
+            return passing[-1]
+        if site is not None:
+            return site.owner
+    computing = [index for index in origin.readers if not only_moves(reference.sites[index].op)]
+    using = [index for index in computing if _reads(reference, reference.sites[index], family)] or computing
+    return reference.sites[using[0]].owner if using else 0
+
+
+def _reads(reference: Reference, site: Site, family: set[int]) -> bool:
+    """Whether a site reads one of some values, perhaps moved."""
+    for value in site.inputs:
+        while value not in family:
+            maker = reference.producer(value)
+            if maker is None or not only_moves(maker.op) or not maker.inputs:
+                break
+            value = maker.inputs[0]  # noqa: PLW2901  one step up
+        if value in family:
+            return True
+    return False
 
 
 def _wrong_constant(alignment: Alignment, origin: Origin, sites: list[Site]) -> Site | None:
@@ -75,8 +90,26 @@ def _wrong_constant(alignment: Alignment, origin: Origin, sites: list[Site]) -> 
             if not suspect or maker is None or value in alignment.constants or known.array is None:
                 continue
             if known.array.size in sizes:
-                return maker
+                return _table_or_positions(alignment, origin, maker, known)
     return None
+
+
+def _table_or_positions(alignment: Alignment, origin: Origin, maker: Site, known: Value) -> Site:
+    """Of a folded look-up: its own site, or the maker of the positions if every row is in the table."""
+    reference = alignment.reference
+    if base_name(maker.op) != "embedding" or known.array is None:
+        return maker
+    tables = [reference.parameters[name] for name in parameters_read(reference, maker)]
+    width = known.array.shape[-1]
+    rows = [a.reshape(-1, width) for a in _constants(alignment, origin) if a.size == known.array.size]
+    positions = _maker(reference, maker.inputs[1]) if len(maker.inputs) > 1 else None
+    for table in tables:
+        entries = {row.tobytes() for row in np.ascontiguousarray(table.reshape(-1, width))}
+        for found in rows:
+            same = all(row.astype(table.dtype).tobytes() in entries for row in found)
+            if same and positions is not None:
+                return positions
+    return maker
 
 
 def _maker(reference: Reference, value: int) -> Site | None:
@@ -103,11 +136,15 @@ def _enclosing(reference: Reference, call: int) -> list[int]:
 
 def _unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
     """Of a convolution and the BatchNorm folded into it, the guilty one: by the node's weights, else by values."""
+    names = parameters_of_sites(alignment.reference)
     norms = [s for s in sites if "batch_norm" in base_name(s.op)]
     heavy = [s for s in sites if base_name(s.op) in ("convolution", "addmm", "mm")]
     if len(norms) != 1 or len(heavy) != 1 or heavy[0].outputs[0] not in norms[0].inputs:
         return sites
     rest = [s for s in sites if s not in (norms[0], heavy[0])]
+    shapes = {alignment.reference.parameters[n].shape for n in names.get(heavy[0].index, ())}
+    if rest and not any(array.shape in shapes for array in _constants(alignment, origin)):
+        return sites  # the whole branch is absent: no weight of it is in the region
     verdict = _fold_verdict(alignment, origin, heavy[0], norms[0])
     if verdict == "right" and rest:
         return rest

@@ -41,7 +41,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A faulty stretch: reference sites on one side, ONNX nodes on the other, and where putting the value in heals."""
+    """A faulty stretch: reference sites on one side, ONNX nodes on the other, and where putting the value in heals.
+
+    Inserted nodes have no reference side; `readers` are the sites that get to read what they changed.
+    """
 
     value: int
     slot: Slot
@@ -49,6 +52,7 @@ class Origin:
     nodes: tuple[int, ...]
     inserted: bool = False
     provable: bool = True
+    readers: tuple[int, ...] = ()
 
 
 def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
@@ -114,7 +118,7 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
         if early in border:
             inserted = _between(alignment, forced, early, slot.tensor)
             if inserted:
-                return Origin(early, slot, (), inserted, inserted=True)
+                return Origin(early, slot, (), inserted, inserted=True, readers=tuple(sorted(sites)))
             return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
         kept, _ = _reference_region(alignment, early)
         ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.graph import Graph
-    from layerdiff.model import Reference
+    from layerdiff.model import Reference, Site
 
     Array = np.ndarray[Any, Any]
 
@@ -49,6 +49,12 @@ def parameters_of_sites(reference: Reference) -> dict[int, tuple[str, ...]]:
         if any(not reference.values[i].constant for i in site.inputs):
             found[site.index] = tuple(dict.fromkeys(n for i in site.inputs for n in names(i)))
     return found
+
+
+def parameters_read(reference: Reference, site: Site) -> tuple[str, ...]:
+    """The parameters that one site reads directly."""
+    found = (reference.values[index].parameter for index in site.inputs)
+    return tuple(name for name in found if name is not None)
 
 
 def ties(reference: Reference, graph: Graph, constants: Mapping[str, Array]) -> dict[tuple[int, int], dict[str, Tie]]:
