@@ -145,7 +145,7 @@ def _unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[S
     shapes = {alignment.reference.parameters[n].shape for n in names.get(heavy[0].index, ())}
     if rest and not any(array.shape in shapes for array in _constants(alignment, origin)):
         return sites  # the whole branch is absent: no weight of it is in the region
-    verdict = _fold_verdict(alignment, origin, heavy[0], norms[0])
+    verdict = _fold_verdict(alignment, origin, heavy[0], norms[0], shared=bool(rest))
     if verdict == "right" and rest:
         return rest
     return [norms[0] if verdict == "norm" else heavy[0]]
@@ -161,8 +161,12 @@ def _standing_alone(alignment: Alignment, origin: Origin, sites: list[Site]) -> 
     return kin if len(kin) == 1 and len(kin) + len(strangers) == len(sites) else sites
 
 
-def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site) -> str:
-    """What the folded weights say: "right", or which of the two they accuse, "heavy" or "norm"."""
+def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site, *, shared: bool) -> str:
+    """What the folded weights say: "right", or which of the two they accuse, "heavy" or "norm".
+
+    Where the region is shared with other operators, one factor for all channels is not held against the weights: a
+    simplifier may have moved it there from a neighbour.
+    """
     reference = alignment.reference
     names = parameters_of_sites(reference)
     weight = next((reference.parameters[n] for n in names.get(heavy.index, ()) if n.endswith("weight")), None)
@@ -178,10 +182,11 @@ def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site)
     gamma = statistics.get("weight", np.ones_like(statistics["running_var"]))
     epsilon = float(norm.arguments.get("eps", norm.arguments.get("epsilon", 1e-5)))
     wanted_factors = gamma / np.sqrt(statistics["running_var"].astype(np.float64) + epsilon)
-    if np.abs(factors - wanted_factors).max() > _FOLD_TOLERANCE * float(np.abs(wanted_factors).max()):
+    moved = float(np.median(factors / wanted_factors)) if shared else 1.0
+    if np.abs(factors - moved * wanted_factors).max() > _FOLD_TOLERANCE * float(np.abs(factors).max()):
         return "norm"
     bias = _carried_bias(alignment, origin, weight.shape[0])
-    wanted = _folded_bias(reference, names, heavy, statistics, factors)
+    wanted = _folded_bias(reference, names, heavy, statistics, wanted_factors)
     scale = max(1.0, float(np.abs(wanted).max()))
     if bias is None or np.abs(bias - wanted).max() > _FOLD_TOLERANCE * scale * 10:
         return "norm"
