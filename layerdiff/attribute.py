@@ -183,14 +183,15 @@ def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site,
     epsilon = float(norm.arguments.get("eps", norm.arguments.get("epsilon", 1e-5)))
     wanted_factors = gamma / np.sqrt(statistics["running_var"].astype(np.float64) + epsilon)
     moved = float(np.median(factors / wanted_factors)) if shared else 1.0
-    if np.abs(factors - moved * wanted_factors).max() > _FOLD_TOLERANCE * float(np.abs(factors).max()):
-        return "norm"
+    right_factors = np.abs(factors - moved * wanted_factors).max() <= _FOLD_TOLERANCE * float(np.abs(factors).max())
     bias = _carried_bias(alignment, origin, weight.shape[0])
     wanted = _folded_bias(reference, names, heavy, statistics, wanted_factors)
     scale = max(1.0, float(np.abs(wanted).max()))
-    if bias is None or np.abs(bias - wanted).max() > _FOLD_TOLERANCE * scale * 10:
-        return "norm"
-    return "right"
+    right_bias = bias is not None and np.abs(bias - wanted).max() <= _FOLD_TOLERANCE * scale * 10
+    if right_bias and np.abs(wanted).max() > 0:
+        # The bias of the fold is made with the norm's own factors: wrong ones would show in it.
+        return "right" if right_factors else "heavy"
+    return "norm"
 
 
 def _folded_bias(

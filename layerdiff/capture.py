@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import nn
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.errors import ReferenceFailedError
@@ -53,6 +54,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
     """The dataflow graph that a recorder saw during one forward pass of its model."""
     model = recorder.model
+    args, kwargs = tree_map_only(torch.Tensor, torch.clone, (tuple(args), dict(kwargs)))  # a model may write to them
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
@@ -74,7 +76,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     """Restore buffers, train/eval flags and every random state on exit, also after an exception."""
     modules = list(model.modules())
     flags = [module.training for module in modules]
-    buffers = [(module, dict(module._buffers)) for module in modules]  # noqa: SLF001  the registry itself is restored
+    buffers = [(module, dict(module._buffers.items())) for module in modules]  # noqa: SLF001  the registry itself is restored
     contents = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  a model may use the old state
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
@@ -87,6 +89,8 @@ def untouched(model: nn.Module) -> Iterator[None]:
             for module, training in zip(modules, flags, strict=True):
                 module.training = training
             for module, named in buffers:
+                if isinstance(module, torch.jit.ScriptModule):  # its registry is fixed
+                    continue
                 module._buffers.clear()  # noqa: SLF001
                 module._buffers.update(named)  # noqa: SLF001
             with torch.no_grad():
@@ -186,6 +190,8 @@ class Recorder(TorchDispatchMode):
 
     # Operators.
 
+    supports_higher_order_operators = True
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -193,6 +199,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._in_hook:
             return func(*args, **kwargs)
+        if isinstance(func, HigherOrderOperator):
+            return self._control_flow(func, args, kwargs)
         atomic = next((call for call in self._stack if call.atomic), None)
         operands = tensors_in((args, kwargs))
         if atomic is not None:
@@ -204,8 +212,18 @@ class Recorder(TorchDispatchMode):
         self._note_result(func, (args, kwargs), reads, result)
         return result
 
+    def _control_flow(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the branch that torch.cond takes, operator by operator; any other such operator as it is."""
+        if func.name() != "cond":
+            return func(*args, **kwargs)
+        condition, if_true, if_false, operands = args
+        taken = if_true if bool(condition) else if_false
+        with self:
+            return taken(*operands)
+
     def _note_result(self, func: Any, call: tuple[Any, Any], reads: tuple[int, ...], result: Any) -> None:
         op = str(func).removesuffix(".default")
+        base = op.removeprefix("aten.")
         operands = tensors_in(call)
         constant = all(self._values[index].constant for index in reads)
         mutated = _mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
@@ -215,7 +233,8 @@ class Recorder(TorchDispatchMode):
             return
         storages = {_storage(tensor) for tensor in operands}
         site = len(self._sites)
-        indices = tuple(self._new_value(tensor, site, constant=constant) for tensor in outputs)
+        unset = base.startswith(("empty", "new_empty"))  # memory that nobody has written to is no value
+        indices = tuple(self._new_value(tensor, site, constant=constant, unset=unset) for tensor in outputs)
         self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call)))
         for tensor, index in zip(outputs, indices, strict=True):
             storage = _storage(tensor)
@@ -244,11 +263,17 @@ class Recorder(TorchDispatchMode):
         return int(index)
 
     def _new_value(
-        self, tensor: torch.Tensor, site: int | None, *, parameter: str | None = None, constant: bool
+        self,
+        tensor: torch.Tensor,
+        site: int | None,
+        *,
+        parameter: str | None = None,
+        constant: bool,
+        unset: bool = False,
     ) -> int:
         index = len(self._values)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        array = None if parameter else self.keep(index, tensor)
+        array = None if parameter or unset else self.keep(index, tensor)
         self._values.append(Value(index, tuple(tensor.shape), dtype, array, site, parameter, constant))
         return index
 

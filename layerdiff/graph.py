@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from layerdiff.errors import ModelFileError
+from layerdiff.errors import InputError, ModelFileError
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
@@ -31,6 +32,19 @@ RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
+_SEQUENCES = frozenset(
+    {
+        "SequenceConstruct",
+        "SequenceEmpty",
+        "SequenceInsert",
+        "SequenceErase",
+        "SplitToSequence",
+        "SequenceMap",
+        "Optional",
+    }
+)
+# bfloat16, and the eight- and four-bit floats: runtimes compute with them, numpy cannot hold them.
+_RARE = frozenset({onnx.TensorProto.BFLOAT16, 17, 18, 19, 20, 21, 22, 23})
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -89,6 +103,10 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """
     if isinstance(source, onnx.ModelProto):
         return source
+    if not isinstance(source, (str, Path)):
+        raise InputError(
+            f"candidate: wanted the path of an .onnx file or an onnx.ModelProto, got {type(source).__name__}"
+        )
     path = Path(source)
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file; give the path of an .onnx file")
@@ -172,8 +190,26 @@ class Graph:
 
     @cached_property
     def computed(self) -> tuple[str, ...]:
-        """The tensors that depend on the inputs, in topological order, dead ones too."""
-        return tuple(o for node in self.nodes for o in node.outputs if o and o not in self.constant)
+        """The tensors that depend on the inputs and can be fetched, in topological order, dead ones too."""
+        hidden = self.constant | self._unfetchable
+        return tuple(o for node in self.nodes for o in node.outputs if o and o not in hidden)
+
+    @cached_property
+    def _unfetchable(self) -> frozenset[str]:
+        """Sequences, and tensors of types that numpy lacks."""
+        found = {o for node in self.nodes if node.op in _SEQUENCES for o in node.outputs}
+        found |= {v.name for v in self.model.graph.output if v.type.WhichOneof("value") not in ("tensor_type", None)}
+        for node in self.nodes:  # nodes are in topological order
+            if node.op in ("Identity", "If", "Loop", "Optional") and found.intersection(node.reads):
+                found.update(node.outputs)
+        if not _has_rare_types(self.model):
+            return frozenset(found)
+        try:
+            inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=False)
+        except (onnx.shape_inference.InferenceError, ValueError):
+            return frozenset(found)
+        rare = {v.name for v in inferred.graph.value_info if v.type.tensor_type.elem_type in _RARE}
+        return frozenset(found | rare)
 
     def is_live(self, tensor: str) -> bool:
         """Whether some graph output depends on the tensor."""
@@ -330,14 +366,23 @@ def _scope(proto: onnx.NodeProto) -> str:
                 scopes = ast.literal_eval(entry.value)
             except (ValueError, SyntaxError):
                 return ""
-            return str(scopes[-2]) if len(scopes) >= 2 else ""  # the last entry is the operator itself
+            usable = isinstance(scopes, list) and len(scopes) >= 2
+            return str(scopes[-2]) if usable else ""  # the last entry is the operator itself
     parts = proto.name.strip("/").split("/")
     if not proto.name.startswith("/") or len(parts) < 2:
         return ""
-    path = parts[0]
+    before, last = "", parts[0]
     for part in parts[1:-1]:
-        path = part if part.startswith(path + ".") else f"{path}.{part}"
-    return path
+        if not part.startswith(last + "."):  # members of a container repeat its name: stack, stack.0, stack.0.1
+            before = f"{before}{last}."
+        last = part
+    return before + last
+
+
+def _has_rare_types(model: onnx.ModelProto) -> bool:
+    tensors = any(t.data_type in _RARE for t in model.graph.initializer)
+    casts = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
+    return tensors or any(kind in _RARE for kind in casts)
 
 
 def _port(info: onnx.ValueInfoProto) -> Port:

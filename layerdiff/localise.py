@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
-from layerdiff.operators import only_moves
+from layerdiff.operators import likeness, only_moves
 from layerdiff.precision import Rounded, explained, is_diffuse
 
 if TYPE_CHECKING:
@@ -119,11 +119,24 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
             inserted = _between(alignment, forced, early, slot.tensor)
             if inserted:
                 return Origin(early, slot, (), inserted, inserted=True, readers=tuple(sorted(sites)))
-            return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
+            return _rewired(alignment, early, slot, tuple(sorted(sites)), tuple(sorted(nodes)))
         kept, _ = _reference_region(alignment, early)
         ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)
         return Origin(early, slot, tuple(sorted(kept)), tuple(sorted(ahead & nodes)))
     return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
+
+
+def _rewired(alignment: Alignment, value: int, slot: Slot, sites: tuple[int, ...], nodes: tuple[int, ...]) -> Origin:
+    """A reader that reads something else than a value which the graph does compute.
+
+    Where nothing live holds the value any more, its own operator was cut off: that is the fault. Else the wires are
+    wrong between the two.
+    """
+    maker = alignment.reference.producer(alignment.root(value))
+    if maker is not None and not alignment.tensors_of(value) and not alignment.tensors_of(alignment.root(value)):
+        return Origin(value, slot, (maker.index,), ())
+    first = meaningful(alignment, sites)[:1]
+    return Origin(value, slot, tuple(first), nodes)
 
 
 def _reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
@@ -160,6 +173,13 @@ class _Region:
     def slots(self) -> Iterator[Slot]:
         """Every tensor inside, and every edge through which a source enters."""
         graph = self.alignment.candidate.graph
+        entries = [
+            (n, s) for n in sorted(self.nodes) for s, name in enumerate(graph.nodes[n].inputs) if name in self.sources
+        ]
+        for name in self.sources:
+            edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] == name)
+            if len(edges) > 1:
+                yield Slot(name, edges)
         for index in sorted(self.nodes):
             for slot, name in enumerate(graph.nodes[index].inputs):
                 if name in self.sources:
@@ -193,13 +213,28 @@ def _trials(alignment: Alignment, region: _Region, sites: set[int], border: list
         own = alignment.tensors_of(value)
         for slot in slots:
             actual = tapped.get(slot.tensor)
-            if actual is None or actual.size != array.size or actual.dtype.kind != array.dtype.kind:
+            if actual is None or actual.dtype.kind != array.dtype.kind:
+                continue
+            if actual.size != array.size and not _alike_in_another_size(
+                alignment, value, slot, array.ndim == actual.ndim
+            ):
                 continue
             moved = permutation(array.shape, actual.shape)
             for axes in (None,) if moved is None else (moved, None):
                 if slot.tensor not in own and count < TRIALS:
                     count += 1
                     yield value, replace(slot, axes=axes)
+
+
+def _alike_in_another_size(alignment: Alignment, value: int, slot: Slot, same_rank: bool) -> bool:  # noqa: FBT001
+    """Whether a tensor of another size may stand for a value: of its rank, by a node of its kind or weights."""
+    graph, site = alignment.candidate.graph, alignment.reference.producer(value)
+    if slot.edges is not None or site is None or not same_rank:
+        return False
+    node = graph.producer.get(slot.tensor)
+    if node is None:
+        return False
+    return likeness(site.op, graph.nodes[node].op) > 0 or (node, site.index) in alignment.tied
 
 
 def permutation(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ must coincide. Every comparison is written so that NaN fails.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,28 +37,42 @@ _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
 MASK_RATIO = 1e5
 MASK_SMALLEST = 1e3
 MASK_TOLERANCE = 1e-3
+MASK_KINDS = 4
 
 
 def mask_like(array: Array) -> NDArray[np.bool_]:
     """Which elements of a float array are mask constants rather than numbers of the ordinary size of the rest."""
-    size = np.abs(array)
+    with np.errstate(over="ignore"):
+        size = np.abs(array).astype(np.float64)
     none = np.zeros(array.shape, bool)
     if array.size < 2 or not np.nanmax(size, initial=0.0) > MASK_SMALLEST:
         return none
     picks = size.reshape(-1)[:: max(1, array.size // 4096)]
-    picks = picks[np.isfinite(picks) & (picks > 0)]
+    picks = picks[np.isfinite(picks)]
+    if (
+        np.unique(picks[picks > MASK_SMALLEST]).size > MASK_KINDS
+    ):  # numbers of every size are no mask; zeros are not few
+        picks = picks[picks > 0]
     if picks.size == 0:
         return none
     return np.asarray(size > max(MASK_SMALLEST, MASK_RATIO * float(np.quantile(picks, 0.1))))
 
 
-def limit_for(expected: Array, dtype: str, noise: Noise | None) -> float:
-    """The largest absolute error that rounding explains, in the units of the values."""
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What is allowed for a value: ``atol + rtol * |expected|``, where `atol` may differ from row to row."""
+
+    rtol: float
+    atol: float | Array
+
+
+def limit_for(expected: Array, dtype: str, noise: Noise | None) -> float | Array:
+    """The largest absolute error that rounding explains, in the units of the values; for each row where rows differ."""
     if expected.dtype.kind not in "fc":
         return 0.0
     finite = np.abs(expected[np.isfinite(expected) & ~mask_like(expected)])
     scale = float(finite.max()) if finite.size else 0.0
-    floor = noise.max_abs if noise is not None else 0.0
+    floor = 0.0 if noise is None else (noise.max_abs if noise.rows is None else noise.rows)
     return NOISE_FACTOR * floor + EPSILON_FACTOR * _EPSILON.get(dtype, 2.0**-23) * scale
 
 
@@ -74,14 +89,17 @@ def measure(
     e, a = np.asarray(expected), np.asarray(actual)
     if e.shape != a.shape:
         raise ValueError(f"shapes differ, {e.shape} vs {a.shape}")
-    allowed_for = tolerance if tolerance is not None else Tolerance(0.0, limit_for(e, dtype, noise))
+    allowed_for = tolerance if tolerance is not None else Limit(0.0, limit_for(e, dtype, noise))
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     exact_apart = (e != a) if e.dtype.kind in "iub" and a.dtype.kind in "iub" else None
+    apart = _integer_gap(e, a) if exact_apart is not None else None
     e, a = e.astype(wide), a.astype(wide)
     finite = np.isfinite(e) & np.isfinite(a)
     same_special = ~finite & ((e == a) | (np.isnan(e) & np.isnan(a)))
     with np.errstate(invalid="ignore", over="ignore"):
         gap = np.where(finite, np.abs(a - e), 0.0)
+    if apart is not None:
+        gap = apart
     allowed = allowances(np.where(finite, e, 0.0), allowed_for)
     good = (finite & (gap <= allowed)) | same_special
     if exact_apart is not None:
@@ -104,9 +122,9 @@ def measure(
     )
 
 
-def allowances(expected: Array, tolerance: Tolerance) -> Array:
+def allowances(expected: Array, tolerance: Tolerance | Limit) -> Array:
     """The error that each element may have: ``atol + rtol * |expected|``, and more for mask constants."""
-    allowed = tolerance.atol + tolerance.rtol * np.abs(expected)
+    allowed = np.broadcast_to(tolerance.atol + tolerance.rtol * np.abs(expected), expected.shape)
     if expected.dtype.kind not in "fc":
         return np.asarray(allowed)
     return np.where(mask_like(expected), np.maximum(allowed, MASK_TOLERANCE * np.abs(expected)), allowed)
@@ -117,20 +135,46 @@ def _sums(e: Array, a: Array, gap: Array, dtype: str) -> dict[str, float]:
     if gap.size == 0:
         zero = dict.fromkeys(("max_abs", "mean_abs", "rms", "rel_l2", "max_ulp"), 0.0)
         return zero | {"cosine": 1.0, "sqnr_db": float("inf"), "norm_ratio": 1.0}
-    norm_e, norm_a, norm_gap = (float(np.sqrt(np.sum(np.abs(x) ** 2))) for x in (e, a, gap))
-    dot = float(np.real(np.sum(np.conj(e) * a)))
-    spacing = np.maximum(np.abs(e) * _EPSILON.get(dtype, 2.0**-23), np.finfo(np.float32).tiny)
-    both = norm_e * norm_a
+    unit = max(float(np.abs(e).max()), float(np.abs(a).max())) or 1.0  # squares of huge doubles overflow
+    norm_e, norm_a, norm_gap = (unit * float(np.sqrt(np.sum(np.abs(x / unit) ** 2))) for x in (e, a, gap))
+    cosine = _cosine(e / unit, a / unit)
     return {
         "max_abs": float(gap.max()),
         "mean_abs": float(gap.mean()),
-        "rms": float(np.sqrt(np.mean(gap * gap))),
+        "rms": norm_gap / float(np.sqrt(gap.size)),
         "rel_l2": _ratio(norm_gap, norm_e),
-        "cosine": dot / both if both > 0 else (1.0 if norm_e == norm_a else 0.0),
+        "cosine": cosine,
         "sqnr_db": 20 * float(np.log10(norm_e / norm_gap)) if norm_gap > 0 < norm_e else float("inf"),
-        "max_ulp": float((gap / spacing).max()),
+        "max_ulp": float((gap / _spacing(e, dtype)).max()),
         "norm_ratio": _ratio(norm_a, norm_e) if norm_e != norm_a else 1.0,
     }
+
+
+def _integer_gap(e: Array, a: Array) -> Array:
+    """Distances of integers, exact also where float64 cannot hold them."""
+    if e.dtype.kind == "b" or a.dtype.kind == "b":
+        return np.asarray(e != a, dtype=np.float64)
+    high, low = np.maximum(e, a), np.minimum(e, a)
+    if e.dtype == a.dtype:
+        return np.asarray((high.astype(np.uint64) - low.astype(np.uint64)).astype(np.float64))
+    return np.asarray(np.abs(e.astype(np.float64) - a.astype(np.float64)))
+
+
+def _cosine(e: Array, a: Array) -> float:
+    both = float(np.linalg.norm(e.reshape(-1))) * float(np.linalg.norm(a.reshape(-1)))
+    if both == 0:
+        return 1.0 if not e.any() and not a.any() else 0.0
+    return float(np.real(np.sum(np.conj(e) * a))) / both
+
+
+def _spacing(e: Array, dtype: str) -> Array:
+    """The distance from each element's magnitude to the next larger number of its type."""
+    size = np.abs(e)
+    if dtype in ("float16", "float32", "float64"):
+        with np.errstate(over="ignore", invalid="ignore"):
+            steps = np.spacing(size.astype(dtype)).astype(np.float64)
+        return np.where(np.isfinite(steps) & (steps > 0), steps, np.finfo(np.float64).max)
+    return np.maximum(2.0 ** np.floor(np.log2(np.maximum(size, 2.0**-126))) * _EPSILON.get(dtype, 2.0**-23), 2.0**-149)
 
 
 def _ratio(top: float, bottom: float) -> float:
@@ -139,13 +183,13 @@ def _ratio(top: float, bottom: float) -> float:
     return 0.0 if top == 0 else float("inf")
 
 
-def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None) -> dict[int, Tolerance]:
+def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None) -> dict[int, Limit]:
     """What is allowed for every value that has numbers, by value index: the fixed tolerance, or the noise floor's."""
     known = {v.index: v for v in reference.values if v.array is not None}
     if tolerance is not None:
-        return dict.fromkeys(known, tolerance)
+        return dict.fromkeys(known, Limit(tolerance.rtol, tolerance.atol))
     return {
-        index: Tolerance(0.0, limit_for(value.array, value.dtype, floor.get(index)))
+        index: Limit(0.0, limit_for(value.array, value.dtype, floor.get(index)))
         for index, value in known.items()
         if value.array is not None
     }

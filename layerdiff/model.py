@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from layerdiff.errors import InputError
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -56,6 +58,10 @@ class Tolerance:
     rtol: float
     atol: float
 
+    def __post_init__(self) -> None:
+        if not (self.rtol >= 0 and self.atol >= 0):
+            raise InputError(f"Tolerance(rtol={self.rtol}, atol={self.atol}): both must be at least 0")
+
 
 @dataclass(frozen=True, slots=True)
 class Noise:
@@ -63,6 +69,8 @@ class Noise:
 
     max_abs: float
     rms: float
+    # Where a few rows (slices along the last axis) are far noisier than the rest: the floor of each. Not saved.
+    rows: Any = field(default=None, compare=False, repr=False, metadata={"saved": False})
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from layerdiff.model import Reference
 
+    Array = np.ndarray[Any, Any]
+
+# How far the noisiest row must be above four times the median row to be judged apart.
+OUTLYING = 8.0
 _WIDE = {torch.float16, torch.bfloat16, torch.float32}
 
 
@@ -91,8 +95,7 @@ class _Twin(Recorder):
         wide, plain = to_array(self._shadow_of(tensor)), to_array(tensor)
         if expected is None or wide is None or plain is None or wide.shape != expected.shape:
             return None
-        first, second = _distance(expected, wide), _distance(expected, plain)
-        self.floor[index] = Noise(max(first.max_abs, second.max_abs), max(first.rms, second.rms))
+        self.floor[index] = _floor(expected, np.maximum(_gap(expected, wide), _gap(expected, plain)))
         return None
 
 
@@ -100,13 +103,28 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.float64) if tensor.dtype in _WIDE else tensor.clone()
 
 
-def _distance(expected: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> Noise:
-    """Worst and root-mean-square distance over the elements that are finite on both sides and no mask constants."""
+def _gap(expected: Array, other: Array) -> Array:
+    """The distance of every element; 0 where it is not finite on both sides, or a mask constant."""
     wide = np.complex128 if np.iscomplexobj(expected) else np.float64
-    finite = np.isfinite(expected) & np.isfinite(other)
+    counted = np.isfinite(expected) & np.isfinite(other)
     if expected.dtype.kind in "fc":
-        finite &= ~mask_like(expected)
-    gap = np.abs(expected[finite].astype(wide) - other[finite].astype(wide))
-    if gap.size == 0:
+        counted &= ~mask_like(expected)
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.where(counted, np.abs(expected.astype(wide) - other.astype(wide)), 0.0)
+
+
+def _floor(expected: Array, gap: Array) -> Noise:
+    """The floor of a value from the distances of its elements.
+
+    A row whose scores are all masked may be nothing but rounding in float32. Such a row must not set the floor of the
+    others: where the worst row is far above the median, every row has a floor of its own.
+    """
+    worst = float(gap.max()) if gap.size else 0.0
+    if worst == 0:
         return Noise(0.0, 0.0)
-    return Noise(float(gap.max()), float(np.sqrt(np.mean(gap * gap))))
+    rms = worst * float(np.sqrt(np.mean((gap / worst) ** 2)))
+    rows = gap.max(axis=-1, keepdims=True) if gap.ndim > 1 else gap
+    usual = 4 * float(np.median(rows[rows > 0]))
+    if gap.ndim < 2 or expected.dtype.kind not in "fc" or worst <= OUTLYING * usual:
+        return Noise(worst, rms)
+    return Noise(worst, rms, np.minimum(np.maximum(rows, usual), worst))

@@ -9,7 +9,7 @@ import numpy as np
 
 from layerdiff.errors import AlignmentError, InputError
 from layerdiff.measure import limit_for, measure
-from layerdiff.model import OutputResult
+from layerdiff.model import Noise, OutputResult
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _rounded(expected: Array, actual: Array, dtype: str, noise: Noise | None) ->
     """Elements that are equal within rounding are made equal, so that a tie is no difference."""
     if expected.dtype.kind != "f":
         return expected, actual
-    limit = limit_for(expected, dtype, noise)
+    limit = limit_for(expected, dtype, None if noise is None else Noise(noise.max_abs, noise.rms))
     return expected, np.where(np.abs(actual - expected) <= limit, expected, actual)
 
 
@@ -174,6 +174,9 @@ def pair_outputs(
         pairs = [(named[name], name) for name in names]
     elif len(names) == len(named):
         pairs = list(zip(named.values(), names, strict=True))
+        by_shape = _by_shape(reference, ports)
+        if not _shapes_fit(reference, pairs, ports) and len(by_shape) == len(pairs):
+            pairs = by_shape  # listed in another order
     else:
         pairs = _by_shape(reference, ports)
     # One value may leave twice; the later name is dropped from the pairs, not from the graph.
@@ -188,6 +191,17 @@ def pair_outputs(
     unpaired = [name for name in names if name not in tensors.values()]
     unpaired += [name or "output" for name, value in named.items() if value not in tensors]
     return dict(reversed(list(tensors.items()))), tuple(unpaired)
+
+
+def _shapes_fit(reference: Reference, pairs: list[tuple[int, str]], ports: tuple[Port, ...]) -> bool:
+    shapes = {port.name: port.shape for port in ports}
+    for value, name in pairs:
+        shape, wanted = reference.values[value].shape, shapes[name]
+        if wanted is None:
+            continue
+        if len(wanted) != len(shape) or any(w not in (None, n) for w, n in zip(wanted, shape, strict=True)):
+            return False
+    return True
 
 
 def _by_shape(reference: Reference, ports: tuple[Port, ...]) -> list[tuple[int, str]]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "int8": 0.25}
 SATURATED_SHARE = 1e-3
 SATURATED_STEPS = 2.0
+SATURATED_RANGE = 5e-3
 _INTEGER_OPS = frozenset(
     {
         "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
@@ -53,7 +54,7 @@ def explained(alignment: Alignment, tensor: str, value: int, stop: Iterable[str]
     error = relative_error(alignment, tensor, value)
     if found is None or error is None or error > ALLOWED[found]:
         return None
-    if found == "int8" and any(_saturates(alignment, alignment.candidate.graph.nodes[n]) for n in nodes):
+    if found == "int8" and any(_saturates(alignment, alignment.candidate.graph.nodes[n], tensor, value) for n in nodes):
         return None
     return Rounded(value, tensor, found, error)
 
@@ -95,8 +96,12 @@ def relative_error(alignment: Alignment, tensor: str, value: int) -> float | Non
     return float(np.linalg.norm(a[finite] - e[finite])) / size if size > 0 else 0.0
 
 
-def _saturates(alignment: Alignment, node: Node) -> bool:
-    """Whether a QuantizeLinear is asked for values that its scale and zero point cannot represent."""
+def _saturates(alignment: Alignment, node: Node, tensor: str, value: int) -> bool:
+    """Whether a QuantizeLinear is asked for values that its scale and zero point cannot represent.
+
+    A quantiser removes a Relu or Clip and lets the range do its work. So where the tensor is what comes out of that
+    very pair of nodes, its own expected value is what must fit the range; elsewhere what goes in must.
+    """
     if node.op != "QuantizeLinear" or node.inputs[0] not in alignment.candidate.tapped:
         return False
     constants = alignment.candidate.constants
@@ -104,12 +109,16 @@ def _saturates(alignment: Alignment, node: Node) -> bool:
     zero = constants.get(node.inputs[2]) if len(node.inputs) > 2 else np.zeros((), np.uint8)
     if scale is None or zero is None or scale.size != 1:
         return False
-    known = alignment.forced().get(node.inputs[0])
+    graph = alignment.candidate.graph
+    maker = graph.nodes[graph.producer[tensor]] if tensor in graph.producer else None
+    own = maker is not None and maker.op == "DequantizeLinear" and maker.inputs[0] in node.outputs
+    known = value if own else alignment.forced().get(node.inputs[0])
     expected = None if known is None else alignment.reference.values[known].array
     given = alignment.isolated.get(node.inputs[0], alignment.candidate.tapped[node.inputs[0]])
     values = (given if expected is None else expected).astype(np.float64)
     limits = np.iinfo(zero.dtype)
     step, offset = float(scale.reshape(-1)[0]), float(zero.reshape(-1)[0])
     low, high = (limits.min - offset) * step, (limits.max - offset) * step
-    beyond = np.maximum(low - values, values - high) > SATURATED_STEPS * step
+    room = max(SATURATED_STEPS * step, SATURATED_RANGE * (high - low))
+    beyond = np.maximum(low - values, values - high) > room
     return bool(np.mean(beyond) > SATURATED_SHARE)

@@ -61,7 +61,11 @@ def _sample(item: Any) -> Sample:
 
 
 def _tensor(value: Any) -> Any:
-    return torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype.kind not in "biufc":
+        raise SampleError(f"inputs: an array of {value.dtype} is no tensor; give numbers or booleans")
+    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
 
 
 def _read(path: Path) -> Any:
@@ -69,14 +73,14 @@ def _read(path: Path) -> Any:
         raise SampleError(f"{path}: no such file; give an .npy or .npz file with the model's inputs")
     try:
         content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        with content:
+            arrays = {name: content[name] for name in content.files}
     except (ValueError, OSError, EOFError) as error:
         raise SampleError(
             f"{path}: not an .npy or .npz file, or one with pickled objects, which layerdiff does not load ({error})"
         ) from error
-    if isinstance(content, np.ndarray):
-        return content
-    with content:
-        arrays = {name: content[name] for name in content.files}
     positional = [f"arr_{i}" for i in range(len(arrays))]
     return tuple(arrays[name] for name in positional) if set(arrays) == set(positional) else arrays
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from hypothesis import settings
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
@@ -35,6 +37,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 torch.set_num_threads(1)
+# The same examples on every run: a new one is found by raising max_examples, not by luck in CI.
+settings.register_profile("layerdiff", derandomize=True, deadline=None)
+settings.load_profile("layerdiff")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Golden files are rewritten on request; a person reads the diff."""
+    parser.addoption("--rewrite-golden", action="store_true", help="write tests/golden anew")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compares a text with a file of tests/golden."""
+
+    def check(name: str, text: str) -> None:
+        path = Path(__file__).parent / "golden" / name
+        if request.config.getoption("--rewrite-golden"):
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert text == path.read_text(encoding="utf-8")
+
+    return check
 
 
 @pytest.fixture(autouse=True)
@@ -91,9 +115,7 @@ def healthy(classifier: nn.Module, image: Tensor) -> onnx.ModelProto:
     return export(classifier, (image,), Exporter.TORCHSCRIPT)
 
 
-def with_initializer(
-    proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]
-) -> onnx.ModelProto:
+def with_initializer(proto: onnx.ModelProto, name: str, change: Callable[[np.ndarray], np.ndarray]) -> onnx.ModelProto:
     """A copy of a model in which one initializer holds other numbers."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
@@ -118,13 +140,12 @@ def graph_of(
     types: Mapping[str, int] = options.pop("types", {})
     ends = [helper.make_tensor_value_info(name, types.get(name, TensorProto.FLOAT), None) for name in outputs]
     stored = [numpy_helper.from_array(np.asarray(array), name) for name, array in (constants or {}).items()]
-    model = helper.make_model(
+    return helper.make_model(
         helper.make_graph(list(nodes), "test", ports, ends, stored),
         opset_imports=options.pop("opsets", [helper.make_opsetid("", 17)]),
         ir_version=8,
         **options,
     )
-    return model
 
 
 def run(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -152,13 +173,22 @@ EXACT = Metrics(
     nonfinite_actual=0,
     nonfinite_mismatches=0,
     limit=1e-6,
+    times_limit=0.0,
     agrees=True,
 )
 
 
 def far(max_abs: float) -> Metrics:
     """Metrics of something that is wrong by so much."""
-    return replace(EXACT, max_abs=max_abs, mean_abs=max_abs / 2, sqnr_db=12.5, within=0.25, agrees=False)
+    return replace(
+        EXACT,
+        max_abs=max_abs,
+        mean_abs=max_abs / 2,
+        sqnr_db=12.5,
+        within=0.25,
+        times_limit=max_abs / 1e-6,
+        agrees=False,
+    )
 
 
 def layer(name: str, status: Status, metrics: Metrics | None = EXACT, reason: str = "") -> LayerResult:

@@ -16,10 +16,10 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from layerdiff.align.names import affinity
-from layerdiff.operators import base_name, likeness, only_moves
 from layerdiff.align.structure import best_pairing
 from layerdiff.align.weights import Tie, channel_factors, relation
 from layerdiff.model import Evidence, Status
+from layerdiff.operators import base_name, likeness, only_moves
 from tests.conftest import with_initializer
 from tests.zoo.exports import Exporter, Treatment, export, treat
 from tests.zoo.weights import fill, noise, settle
@@ -167,7 +167,9 @@ def test_scrambling_names_changes_no_row_of_a_healthy_report(
     plain, scrambled = trace(classifier, proto, image), trace(classifier, treat(proto, Treatment.SCRAMBLED), image)
     assert plain.agrees
     assert scrambled.agrees
-    assert [(r.layer, r.call, r.status) for r in plain.layers] == [(r.layer, r.call, r.status) for r in scrambled.layers]
+    assert [(r.layer, r.call, r.status) for r in plain.layers] == [
+        (r.layer, r.call, r.status) for r in scrambled.layers
+    ]
 
 
 def test_misleading_names_do_not_mislead(trace: Callable[..., Report], classifier: nn.Module, image: Tensor) -> None:

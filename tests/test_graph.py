@@ -101,18 +101,16 @@ def nested() -> onnx.ModelProto:
         no = branch(f"no{suffix}", node("Abs", ["shared"], [f"b{suffix}"]))
         return node("If", ["flag"], [f"c{suffix}"], then_branch=yes, else_branch=no)
 
-    outer = node("If", ["flag"], ["y"], "if", then_branch=branch("1", choice("1")), else_branch=branch("2", choice("2")))
-    return graph_of(
-        [node("Add", ["x", "x"], ["shared"], "share"), outer], {"x": (1, 3), "flag:BOOL": ()}, ["y"]
+    outer = node(
+        "If", ["flag"], ["y"], "if", then_branch=branch("1", choice("1")), else_branch=branch("2", choice("2"))
     )
+    return graph_of([node("Add", ["x", "x"], ["shared"], "share"), outer], {"x": (1, 3), "flag:BOOL": ()}, ["y"])
 
 
 def with_function() -> onnx.ModelProto:
     """``y = relu(2x + 1)`` whose middle is a call of a local function."""
     opset = helper.make_opsetid("", 17)
-    twice = helper.make_function(
-        "local", "Twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [opset]
-    )
+    twice = helper.make_function("local", "Twice", ["a"], ["b"], [node("Add", ["a", "a"], ["b"])], [opset])
     return graph_of(
         [
             node("Twice", ["x"], ["double"], "call", domain="local"),
@@ -353,9 +351,11 @@ def test_the_candidate_is_never_changed(build: object) -> None:
     for name in graph.computed:
         graph.rewritten([name], [Injection(name, np.zeros((1, 3), np.float32))])
         nodes, start = graph.region(name, ())
-        graph.rewritten([name], nodes=nodes, sources={source: X for source in start})
+        graph.rewritten([name], nodes=nodes, sources=dict.fromkeys(start, X))
     assert model.SerializeToString(deterministic=True) == before
-    assert graph.rewritten(["y"]).SerializeToString(deterministic=True) == graph.rewritten(["y"]).SerializeToString(deterministic=True)
+    assert graph.rewritten(["y"]).SerializeToString(deterministic=True) == graph.rewritten(["y"]).SerializeToString(
+        deterministic=True
+    )
 
 
 # Names that exporters leave.

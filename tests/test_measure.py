@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -17,6 +17,10 @@ from layerdiff.model import Metrics, Noise, Tolerance
 
 NAN, INF = math.nan, math.inf
 EXACTLY = Tolerance(0.0, 0.0)
+
+
+def up_to(limit: float) -> Tolerance:
+    return Tolerance(rtol=0.0, atol=limit)
 
 
 def compare(expected: Any, actual: Any, kind: str = "float32", **options: Any) -> Metrics:
@@ -60,11 +64,20 @@ def test_the_resolution_is_that_of_the_dtype_the_model_computed_in(dtype: str, r
     assert limit_for(np.array([2.0, 1.0]), dtype, None) == pytest.approx(EPSILON_FACTOR * resolution * 2)
 
 
-def test_the_error_as_a_multiple_of_the_limit() -> None:
-    found = compare([1.0], [1.5], tolerance=Tolerance(0, 0.25))
-    assert found.times_noise == pytest.approx(2.0)
-    assert compare([1], [1], "int64").times_noise == 0
-    assert compare([1], [2], "int64").times_noise == INF
+def test_the_error_as_a_multiple_of_what_was_allowed_for_its_element() -> None:
+    found = compare([1.0, 100.0], [1.5, 101.0], tolerance=Tolerance(rtol=0.01, atol=0.24))
+    assert found.worst_index == (1,)
+    assert found.limit == pytest.approx(1.24)
+    assert found.times_limit == pytest.approx(2.0)  # of the first element: 0.5 / 0.25
+    assert compare([1], [1], "int64").times_limit == 0
+    assert compare([1], [2], "int64").times_limit == INF
+    assert compare([1, NAN], [1, 2]).times_limit == INF
+
+
+@given(st.floats(0, 3))
+def test_what_agrees_is_within_its_limit_once_at_most(error: float) -> None:
+    found = compare([5.0], [5.0 + error], "float64", tolerance=Tolerance(0.1, 0.5))
+    assert found.agrees == (found.times_limit <= 1)
 
 
 @pytest.mark.parametrize("value", [1.0, 3.0, 1.9999, 1000.0, 1e-20])
@@ -105,6 +118,12 @@ def test_large_floats_do_not_overflow_in_the_norms() -> None:
     assert found.rel_l2 == pytest.approx(math.sqrt(2))
 
 
+def test_huge_doubles_do_not_overflow_in_the_norms() -> None:
+    found = compare([1e200, 1e200], [1e200, -1e200], "float64", tolerance=EXACTLY)
+    assert found.max_abs == 2e200
+    assert not found.agrees
+
+
 def test_integers_are_compared_exactly_beyond_what_float64_can_tell_apart() -> None:
     assert not compare([2**53], [2**53 + 1], "int64").agrees
 
@@ -137,14 +156,23 @@ def test_a_conjugate_is_not_equal() -> None:
 
 @pytest.mark.parametrize(
     ("expected", "actual"),
-    [([1, 2], [1, NAN]), ([1, NAN], [1, 2]), ([1, 2], [1, INF]), ([1, INF], [1, 2]), ([1, INF], [1, -INF]), ([1, -INF], [1, -1e9]), ([1, NAN], [1, INF])],
-)  # fmt: skip
+    [
+        ([1, 2], [1, NAN]),
+        ([1, NAN], [1, 2]),
+        ([1, 2], [1, INF]),
+        ([1, INF], [1, 2]),
+        ([1, INF], [1, -INF]),
+        ([1, -INF], [1, -1e9]),
+        ([1, NAN], [1, INF]),
+    ],
+    ids=str,
+)
 def test_what_is_finite_on_one_side_only_or_of_another_kind_differs(expected: list, actual: list) -> None:
     found = compare(expected, actual)
     assert not found.agrees
     assert found.nonfinite_mismatches == 1
     assert found.worst_index == (1,)
-    assert not same_numbers(np.array(expected, np.float32), np.array(actual, np.float32), 1e-3)
+    assert not same_numbers(np.array(expected, np.float32), np.array(actual, np.float32), up_to(1e-3))
 
 
 @pytest.mark.parametrize("special", [NAN, INF, -INF])
@@ -153,7 +181,7 @@ def test_what_is_not_finite_agrees_with_its_like(special: float) -> None:
     assert found.agrees
     assert (found.nonfinite_expected, found.nonfinite_actual, found.nonfinite_mismatches) == (1, 1, 0)
     assert found.max_abs == 0
-    assert same_numbers(np.array([1, special]), np.array([1, special]), 0.0)
+    assert same_numbers(np.array([1, special]), np.array([1, special]), EXACTLY)
 
 
 def test_the_sums_are_taken_where_both_sides_are_finite() -> None:
@@ -195,7 +223,7 @@ def test_a_mask_constant_does_not_excuse_an_error_of_the_scores(mask: float) -> 
     found = measure(expected, actual, tolerance=None)
     assert found.limit < 1e-4
     assert not found.agrees
-    assert not same_numbers(expected, actual, found.limit)
+    assert not same_numbers(expected, actual, up_to(found.limit))
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -291,13 +319,15 @@ any_pairs = pairs_of(st.sampled_from([0.0, 1.0, 1.25, -3.0, 1e9, -1e9, NAN, INF,
 
 
 @given(anything)
+@example(np.full(2, 3.4e33, np.float32))
+@example(np.array([NAN, INF, -INF, 0.0], np.float32))
 def test_an_array_agrees_with_itself(x: np.ndarray) -> None:
     found = measure(x, x.copy(), tolerance=None)
     assert found.agrees
     assert (found.max_abs, found.mean_abs, found.rms, found.rel_l2, found.max_ulp) == (0, 0, 0, 0, 0)
     assert (found.within, found.norm_ratio, found.sqnr_db, found.nonfinite_mismatches) == (1.0, 1.0, INF, 0)
     assert found.cosine == pytest.approx(1.0)
-    assert same_numbers(x, x.copy(), 0.0)
+    assert same_numbers(x, x.copy(), EXACTLY)
 
 
 @given(pairs)
@@ -320,9 +350,10 @@ def test_one_changed_element_is_found(x: np.ndarray, data: st.DataObject) -> Non
 
 
 @given(any_pairs)
+@example((np.array([INF, 1], np.float32), np.array([1, 1], np.float32)))
 def test_the_search_for_equal_numbers_and_the_verdict_are_of_one_mind(pair: tuple[np.ndarray, np.ndarray]) -> None:
-    found = measure(*pair, tolerance=None)
-    assert same_numbers(*pair, found.limit) == found.agrees
+    limit = up_to(limit_for(pair[0], "float32", None))
+    assert same_numbers(*pair, limit) == measure(*pair, tolerance=None).agrees
 
 
 @given(pairs)
@@ -339,17 +370,19 @@ def test_an_array_agrees_with_another_exactly_when_all_its_elements_do(pair: tup
 
 def test_equal_numbers_are_found_whatever_their_shape_and_name() -> None:
     x, y = np.arange(24.0).reshape(2, 3, 4), np.linspace(5, 6, 24)
-    found = match_values({1: x, 2: y}, {"b": x.reshape(6, 4), "c": y.reshape(4, 6), "d": x + 1}, {1: 1e-6, 2: 1e-6})
+    found = match_values(
+        {1: x, 2: y}, {"b": x.reshape(6, 4), "c": y.reshape(4, 6), "d": x + 1}, {1: up_to(1e-6), 2: up_to(1e-6)}
+    )
     assert found == {1: ["b"], 2: ["c"]}
 
 
 def test_permuted_numbers_are_not_the_same() -> None:
     x = np.arange(24.0).reshape(4, 6)
-    assert match_values({1: x}, {"t": np.ascontiguousarray(x.T)}, {1: 1e-6}) == {}
+    assert match_values({1: x}, {"t": np.ascontiguousarray(x.T)}, {1: up_to(1e-6)}) == {}
 
 
 def test_integers_do_not_match_floats_that_look_alike() -> None:
-    assert match_values({1: np.arange(4)}, {"f": np.arange(4.0)}, {1: 0.0}) == {}
+    assert match_values({1: np.arange(4)}, {"f": np.arange(4.0)}, {1: EXACTLY}) == {}
 
 
 def test_a_difference_outside_of_the_sampled_positions_is_seen() -> None:
@@ -357,4 +390,4 @@ def test_a_difference_outside_of_the_sampled_positions_is_seen() -> None:
     for index in range(0, 10_000, 997):
         other = x.copy()
         other[index] = 1
-        assert match_values({1: x}, {"t": other}, {1: 1e-6}) == {}
+        assert match_values({1: x}, {"t": other}, {1: up_to(1e-6)}) == {}

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from layerdiff.model import Kind, Status, Tolerance
-from tests.conftest import with_initializer
+from tests.conftest import graph_of, with_initializer
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise, settle
 
@@ -261,7 +261,9 @@ TIES = {
 
 @pytest.mark.parametrize("body", TIES.values(), ids=TIES.keys())
 @pytest.mark.parametrize("exporter", list(Exporter))
-def test_the_order_among_equals_is_no_divergence(trace: Trace, body: Callable[[Tensor], Any], exporter: Exporter) -> None:
+def test_the_order_among_equals_is_no_divergence(
+    trace: Trace, body: Callable[[Tensor], Any], exporter: Exporter
+) -> None:
     model = Function(lambda _, x: body(torch.round(x)))
     x = noise("traps.ties", 5, 40)
     assert trace(model, export(model, (x,), exporter), x).agrees
@@ -274,7 +276,9 @@ def test_the_position_of_another_element_is_a_divergence(trace: Trace, swap: str
         "topk": (lambda x: torch.topk(x, 3)[1], lambda x: torch.topk(x, 3, largest=False)[1]),
     }[swap]
     x = noise("traps.position", 5, 40)
-    report = trace(Function(lambda _, x: right(x)), export(Function(lambda _, x: wrong(x)), (x,), Exporter.TORCHSCRIPT), x)
+    report = trace(
+        Function(lambda _, x: right(x)), export(Function(lambda _, x: wrong(x)), (x,), Exporter.TORCHSCRIPT), x
+    )
     assert not report.agrees
     assert origins(report) == [""]
 
@@ -324,7 +328,11 @@ def test_a_cast_inserted_before_all_readers_is_found_behind_its_maker(trace: Tra
 # Wrong operators.
 
 
-OPERANDS = {"Sub": lambda x, y: x - y, "Div": lambda x, y: x / (2 + y.cos()), "Concat": lambda x, y: torch.cat([x, y], -1)}
+OPERANDS = {
+    "Sub": lambda x, y: x - y,
+    "Div": lambda x, y: x / (2 + y.cos()),
+    "Concat": lambda x, y: torch.cat([x, y], -1),
+}
 
 
 @pytest.mark.parametrize("op", OPERANDS)
@@ -454,3 +462,31 @@ def test_numbers_hidden_in_a_constant_node_are_compared_too(trace: Trace) -> Non
     proto.graph.node.insert(0, helper.make_node("Constant", [], ["0.weight"], "constant", value=changed))
     proto.graph.initializer.remove(weight)
     assert origins(trace(model, proto, x)) == ["0"]
+
+
+# Things that are no tensors.
+
+
+def test_a_sequence_inside_of_the_graph_is_no_obstacle(trace: Trace) -> None:
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "sizes"], ["parts"], axis=1),
+        helper.make_node("SequenceAt", ["parts", "second"], ["part"]),
+        helper.make_node("Exp", ["part"], ["y"], "exp"),
+    ]
+    constants = {"sizes": np.array([2, 4]), "second": np.int64(1)}
+    proto = graph_of(nodes, {"x": (3, 6)}, ["y"], constants)
+    x = noise("traps.sequence", 3, 6)
+    assert trace(Function(lambda _, x: x.split([2, 4], 1)[1].exp()), proto, x).agrees
+    report = trace(Function(lambda _, x: x.split([2, 4], 1)[1].sin()), proto, x)
+    assert report.divergences[0].onnx_nodes == ("exp",)
+
+
+def test_a_bfloat16_tensor_inside_of_the_graph_is_no_obstacle(trace: Trace) -> None:
+    types = {"y": onnx.TensorProto.FLOAT}
+    nodes = [
+        helper.make_node("Cast", ["x"], ["low"], "down", to=onnx.TensorProto.BFLOAT16),
+        helper.make_node("Cast", ["low"], ["y"], "up", to=onnx.TensorProto.FLOAT),
+    ]
+    proto, x = graph_of(nodes, {"x": (3, 6)}, ["y"], types=types), noise("traps.bfloat16", 3, 6)
+    assert trace(Function(lambda _, x: x.bfloat16().float()), proto, x).agrees
+    assert not trace(Function(lambda _, x: x * 1), proto, x).agrees

@@ -45,9 +45,12 @@ def assert_quiet_and_complete(report: Report, modules: set[str]) -> None:
     assert statuses <= {Status.AGREES, Status.FOLDED, Status.UNMATCHED}
     unexplained = [row for row in report.layers if row.status is not Status.AGREES and not row.reason]
     assert unexplained == []
-    told = {row.layer for row in report.layers} | {name.partition(" call ")[0] for name in report.coverage.unmatched}
-    assert modules <= told
-    assert report.coverage.compared + report.coverage.folded + sum(r.status is Status.UNMATCHED for r in report.layers) == len(report.layers)
+    coverage = report.coverage
+    told = {row.layer for row in report.layers} | {name.partition(" call ")[0] for name in coverage.unmatched}
+    assert modules <= told | set(coverage.containers)
+    unmatched = sum(row.status is Status.UNMATCHED for row in report.layers)
+    assert coverage.compared + coverage.folded + unmatched == len(report.layers)
+    assert coverage.total == coverage.compared + coverage.folded + len(coverage.unmatched)
 
 
 @pytest.mark.parametrize(("name", "exporter", "treatment"), WAYS, ids=lambda part: getattr(part, "value", part))

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.candidate import Candidate
-    from layerdiff.model import Reference, Site, Tolerance
+    from layerdiff.measure import Limit
+    from layerdiff.model import Reference, Site
     from layerdiff.outputs import OutputPairs
 
     Array = np.ndarray[Any, Any]
@@ -45,7 +46,7 @@ class Alignment:
 
     reference: Reference
     candidate: Candidate
-    limits: Mapping[int, Tolerance]
+    limits: Mapping[int, Limit]
     outputs: dict[int, str]
     matched: dict[int, list[str]]
     misshapen: dict[int, str] = field(default_factory=dict)
@@ -98,6 +99,8 @@ class Alignment:
         array, actual = self.reference.values[value].array, self.candidate.tapped[tensor]
         assert array is not None
         moved = array if axes is None else array.transpose(axes)
+        if moved.size != actual.size:  # the candidate computes another shape there: it is fed the right one
+            return moved.astype(actual.dtype, copy=False)
         return moved.reshape(actual.shape).astype(actual.dtype, copy=False)
 
     def holds(self, value: int, actual: Array | None) -> bool:
@@ -121,9 +124,7 @@ class Alignment:
         return [Injection(t, self.expected_for(t, v)) for t, v in pairs.items() if t not in inputs]
 
 
-def align(
-    reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Tolerance]
-) -> Alignment:
+def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Limit]) -> Alignment:
     """Pair values with tensors; the outputs are paired from the start."""
     known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
     matched = match_values(known, candidate.tapped, limits)

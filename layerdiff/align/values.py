@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.measure import MASK_TOLERANCE, allowances
+from layerdiff.measure import MASK_TOLERANCE, allowances, mask_like
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from layerdiff.model import Tolerance
+    from layerdiff.measure import Limit
 
     Array = np.ndarray[Any, Any]
 
 SAMPLES = 64
+VAGUE = 0.5
 
 
 def sample(array: Array) -> Array:
@@ -37,9 +38,9 @@ def comparable_kind(array: Array) -> str:
     return "i" if array.dtype.kind == "u" else array.dtype.kind
 
 
-def same_numbers(expected: Array, actual: Array, limit: Tolerance) -> bool:
+def same_numbers(expected: Array, actual: Array, limit: Limit) -> bool:
     """Whether two arrays of one size agree, element by element in memory order, within a limit."""
-    e, a = np.ascontiguousarray(expected).reshape(-1), np.ascontiguousarray(actual).reshape(-1)
+    e, a = expected, np.ascontiguousarray(actual).reshape(expected.shape)
     if e.dtype.kind in "iub" or a.dtype.kind in "iub":
         return bool(np.array_equal(e, a))
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
@@ -50,7 +51,7 @@ def same_numbers(expected: Array, actual: Array, limit: Tolerance) -> bool:
 
 
 def match_values(
-    expected: Mapping[int, Array], actual: Mapping[str, Array], limits: Mapping[int, Tolerance]
+    expected: Mapping[int, Array], actual: Mapping[str, Array], limits: Mapping[int, Limit]
 ) -> dict[int, list[str]]:
     """For each reference value the tensors that hold the same numbers, in the order of `actual`."""
     groups: dict[tuple[int, str], list[str]] = {}
@@ -61,12 +62,20 @@ def match_values(
     found: dict[int, list[str]] = {}
     for index, array in expected.items():
         table = tables.get((array.size, comparable_kind(array)))
-        if table is None:
+        if table is None or says_nothing(array, limits[index]):
             continue
         names = [n for n in table.near(sample(array), limits[index]) if same_numbers(array, actual[n], limits[index])]
         if names:
             found[index] = names
     return found
+
+
+def says_nothing(array: Array, limit: Limit) -> bool:
+    """Whether a value may be off by so much of its own spread that any tensor of its size would match."""
+    if array.dtype.kind != "f" or array.size < 2:
+        return False
+    ordinary = array[np.isfinite(array) & ~mask_like(array)].astype(np.float64)
+    return bool(ordinary.size) and float(np.median(limit.atol)) > VAGUE * float(np.std(ordinary)) > 0
 
 
 class _Table:
@@ -78,9 +87,9 @@ class _Table:
         self._order = np.argsort(samples[:, 0], kind="stable")
         self._samples = samples[self._order]
 
-    def near(self, wanted: Array, limit: Tolerance) -> list[str]:
+    def near(self, wanted: Array, limit: Limit) -> list[str]:
         first = self._samples[:, 0]
-        room = limit.atol + (limit.rtol + MASK_TOLERANCE) * np.abs(
+        room = np.max(limit.atol) + (limit.rtol + MASK_TOLERANCE) * np.abs(
             wanted
         )  # generous: the full comparison that follows is not
         low = np.searchsorted(first, wanted[0] - room[0], side="left")

@@ -99,6 +99,9 @@ def relation(parameter: Array, array: Array) -> Tie | None:
     scale = float(np.abs(p).max()) or 1.0
     if np.abs(_spread(p) - _spread(a)).max() <= 1e-6 * scale:
         return Tie.EXACT
+    if array.dtype.kind in "iu":  # quantised: the same numbers in another unit
+        views = (v for v in (p, p.T) if v.shape == a.shape and v.ndim >= 2)
+        return Tie.NEAR if any(_cosine(v - v.mean(), a - a.mean()) > 0.8 for v in views) else None
     for view in {p.shape: p, p.T.shape: p.T}.values():
         if view.shape != a.shape or view.ndim < 2:
             continue

@@ -88,7 +88,7 @@ def load(path: str | Path) -> Report:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value) if f.metadata.get("saved", True)}
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, Mapping):
@@ -108,7 +108,8 @@ def _built(wanted: Any, value: Any) -> Any:
         return None if value is None else _built(options[0], value)
     if is_dataclass(wanted) and isinstance(wanted, type):
         hints = get_type_hints(wanted)
-        return wanted(**{f.name: _built(hints[f.name], value[f.name]) for f in fields(wanted)})
+        saved = [f.name for f in fields(wanted) if f.metadata.get("saved", True)]
+        return wanted(**{name: _built(hints[name], value[name]) for name in saved})
     if isinstance(wanted, type) and issubclass(wanted, Enum):
         return wanted(value)
     if origin is tuple:
@@ -118,6 +119,17 @@ def _built(wanted: Any, value: Any) -> Any:
         return {key: _built(get_args(wanted)[1], item) for key, item in value.items()}
     if wanted is float:
         return float(_SPECIAL.get(value, value))
+    if wanted is Any:
+        return _unquoted(value)
     if wanted in (int, str, bool) and not isinstance(value, wanted):
         raise TypeError(f"wanted {wanted.__name__}, got {value!r}")
     return value
+
+
+def _unquoted(value: Any) -> Any:
+    """Free data, with its NaN and Inf as numbers again."""
+    if isinstance(value, list):
+        return [_unquoted(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _unquoted(item) for key, item in value.items()}
+    return _SPECIAL.get(value, value) if isinstance(value, str) else value

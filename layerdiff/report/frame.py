@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from layerdiff.report.record import Report
 
 METRICS = tuple(field.name for field in fields(Metrics))
+COLUMNS = ("layer", "call", "type", "op", "onnx_tensor", "evidence", "status", "reason", "noise", *METRICS)
+COLUMNS += tuple(f"introduced_{name}" for name in METRICS)
 
 
 def to_frame(report: Report) -> pd.DataFrame:
@@ -22,7 +24,7 @@ def to_frame(report: Report) -> pd.DataFrame:
     Columns: layer, call, type, op, onnx_tensor, evidence, status, reason, noise (max-abs distance to the float64 twin),
     then every metric of the normal run under its own name and every metric of the isolated run as ``introduced_…``.
     """
-    return pd.DataFrame([_row(result) for result in report.layers])
+    return pd.DataFrame([_row(result) for result in report.layers], columns=list(COLUMNS))
 
 
 def _row(result: LayerResult) -> dict[str, Any]:

@@ -102,7 +102,9 @@ def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> N
             continue
         colour, first, on_left = COLOURS[Status.DIVERGES], number == 0, at >= len(shown) * 0.7
         axes.axvline(at, color=colour, linewidth=1.2 if first else 0.7, linestyle="-" if first else ":", zorder=1)
-        text = layer_name(divergence.layer) + (f"\n{divergence.type}, first divergence" if first else "")
+        text = _plain(layer_name(divergence.layer)) + (
+            f"\n{_plain(divergence.type)}, first divergence" if first else ""
+        )
         axes.annotate(
             text, (at, 0.98 - 0.07 * number), xycoords=("data", "axes fraction"), textcoords="offset points",
             xytext=(-6 if on_left else 6, 0), va="top", ha="right" if on_left else "left", color=colour,
@@ -113,7 +115,7 @@ def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> N
 def _dress(axes: Axes, shown: list[LayerResult]) -> None:
     step = max(1, len(shown) // 60)
     ticks = list(range(0, len(shown), step))
-    axes.set_xticks(ticks, [layer_name(shown[i].layer) for i in ticks], rotation=90, fontsize=6)
+    axes.set_xticks(ticks, [_plain(layer_name(shown[i].layer)) for i in ticks], rotation=90, fontsize=6)
     axes.set_xlim(-1, max(1, len(shown)))
     axes.set_ylabel("max-abs error against PyTorch")
     axes.grid(axis="y", alpha=0.25)
@@ -126,4 +128,9 @@ def _title(report: Report) -> str:
     if report.agrees:
         return f"PyTorch and ONNX agree: {report.coverage.compared} module calls compared"
     first = report.first_divergence
-    return "The outputs differ" if first is None else f"First divergence: {layer_name(first.layer)}"
+    return "The outputs differ" if first is None else f"First divergence: {_plain(layer_name(first.layer))}"
+
+
+def _plain(text: str) -> str:
+    """A text that matplotlib does not take for a formula."""
+    return text.replace("$", r"\$")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from layerdiff.model import Kind, Status
 
@@ -45,9 +46,11 @@ def verdict(report: Report) -> str:
         sentences.append(_proof(proofs, len(report.divergences)))
     others = report.divergences[1:]
     if others:
-        names = ", ".join(layer_name(d.layer) for d in others[:5])
-        more = f" and {len(others) - 5} more" if len(others) > 5 else ""
-        sentences.append(f"Further origins: {names}{more}.")
+        places = list(dict.fromkeys(layer_name(d.layer) for d in others if d.layer != first.layer))
+        names = ", ".join(places[:5]) + (f" and {len(places) - 5} more" if len(places) > 5 else "")
+        again = sum(1 for d in others if d.layer == first.layer)
+        parts = ([names] if places else []) + ([f"{again} more in the same layer"] if again else [])
+        sentences.append(f"Further origins: {'; '.join(parts)}.")
     sentences += [f"{d.summary} Remedy: {d.remedy}" for d in report.diagnoses[:1]]
     if report.diffuse is not None:
         sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {report.diffuse.format}.")
@@ -87,10 +90,12 @@ def _consequences(report: Report) -> str:
     counts = {status: sum(1 for r in report.layers if r.status is status) for status in Status}
     parts = []
     if counts[Status.PROPAGATES]:
-        parts.append(f"{counts[Status.PROPAGATES]} later layers only pass the error on")
-    parts.append(f"{counts[Status.AGREES]} layers agree")
+        one = counts[Status.PROPAGATES] == 1
+        parts.append("1 later layer only passes" if one else f"{counts[Status.PROPAGATES]} later layers only pass")
+        parts[-1] += " the error on"
+    parts.append("1 layer agrees" if counts[Status.AGREES] == 1 else f"{counts[Status.AGREES]} layers agree")
     if counts[Status.FOLDED]:
-        parts.append(f"{counts[Status.FOLDED]} are folded into others")
+        parts.append(f"{counts[Status.FOLDED]} {'is' if counts[Status.FOLDED] == 1 else 'are'} folded into others")
     return ", ".join(parts)
 
 
@@ -160,7 +165,7 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
     room = console.width - sum(widths) - len(widths) - 1
     table.add_column(_HEADINGS[-1], no_wrap=True, overflow="ellipsis", max_width=max(8, room))
     for result, cells in zip(shown, rows_of_cells, strict=True):
-        table.add_row(*cells, style=MARKS[result.status])
+        table.add_row(*map(Text, cells), style=MARKS[result.status])
     console.print(table)
 
 
