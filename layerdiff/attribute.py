@@ -152,13 +152,27 @@ def _unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[S
 
 
 def _standing_alone(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
-    """Where one node stands for several sites and is of the kind of only one of them: that one."""
-    if len(sites) < 2 or len(origin.nodes) != 1:
+    """The sites that the origin's nodes are not there for; where one node absorbed a padding, the node's own site."""
+    if len(sites) < 2 or not origin.nodes:
         return sites
+    absent = _absent(alignment, origin, sites)
+    if len(origin.nodes) != 1:
+        return absent or sites
     op = alignment.candidate.graph.nodes[origin.nodes[0]].op
     kin = [site for site in sites if likeness(site.op, op) > 0]
     strangers = [site for site in sites if likeness(site.op, op) < 0 or base_name(site.op) == "constant_pad_nd"]
     return kin if len(kin) == 1 and len(kin) + len(strangers) == len(sites) else sites
+
+
+def _absent(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
+    """The sites without a node, where every node of the origin is of the kind of another site; else none."""
+    graph, constant = alignment.candidate.graph, alignment.candidate.graph.constant
+    nodes = [graph.nodes[index] for index in origin.nodes]
+    ops = [node.op for node in nodes if not constant.issuperset(node.outputs)]
+    kin = {site.index: [op for op in ops if likeness(site.op, op) >= 1] for site in sites}
+    if not ops or any(all(op not in found for found in kin.values()) for op in ops):
+        return []
+    return [site for site in sites if not kin[site.index]]
 
 
 def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site, *, shared: bool) -> str:
@@ -187,7 +201,7 @@ def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site,
     bias = _carried_bias(alignment, origin, weight.shape[0])
     wanted = _folded_bias(reference, names, heavy, statistics, wanted_factors)
     scale = max(1.0, float(np.abs(wanted).max()))
-    right_bias = bias is not None and np.abs(bias - wanted).max() <= _FOLD_TOLERANCE * scale * 10
+    right_bias = bias is not None and np.abs(bias - wanted).max() <= _FOLD_TOLERANCE * scale
     if right_bias and np.abs(wanted).max() > 0:
         # The bias of the fold is made with the norm's own factors: wrong ones would show in it.
         return "right" if right_factors else "heavy"

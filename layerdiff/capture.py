@@ -63,7 +63,8 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         recorder.register_inputs(args, kwargs)
         stack.enter_context(recorder)
         try:
-            model(*args, **kwargs)
+            output = model(*args, **kwargs)
+            recorder.close_root(output)
         except Exception as error:
             where = recorder.where() or "the root module"
             message = f"the reference model raised {type(error).__name__} in {where}: {error}"
@@ -292,7 +293,7 @@ class Recorder(TorchDispatchMode):
         handles = []
         try:
             for module in self.model.modules():
-                if isinstance(module, torch.jit.ScriptModule):
+                if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
                     continue
                 handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True))
                 handles.append(module.register_forward_hook(self._exit))
@@ -367,6 +368,15 @@ class Recorder(TorchDispatchMode):
         parent = self._stack[-1].layer if self._stack else ""
         inside = [path for path in paths if not parent or path.startswith(parent + ".")]
         return min(inside or paths, key=lambda path: path.count("."))
+
+    def close_root(self, output: Any) -> None:
+        """Write down the call of a root module that takes no hooks (a ScriptModule)."""
+        if 0 in self._calls:
+            return
+        with self._hook_body():
+            self._outputs = {name: self._read(tensor) for name, tensor in named_tensors(output).items()}
+        kind, inputs = type(self.model).__name__, tuple(self._inputs.values())
+        self._calls[0] = Call(0, "", 0, kind, None, inputs, tuple(self._outputs.values()))
 
     def reference(self) -> Reference:
         """What was recorded."""

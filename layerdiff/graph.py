@@ -278,6 +278,7 @@ class _Copier:
 
     def __init__(self, graph: gs.Graph, injections: Sequence[Injection]) -> None:
         self._graph = graph
+        self._inputs = {tensor.name for tensor in graph.inputs}
         self._names: dict[str, gs.Tensor] = {}
         self._whole: dict[str, gs.Variable] = {}
         self._edges: dict[tuple[int, int], gs.Variable] = {}
@@ -306,7 +307,9 @@ class _Copier:
         if not original.name:
             return gs.Variable.empty()
         if original.name not in self._names:
-            self._names[original.name] = original.copy()
+            # Types and shapes inside are left to the runtime: what is fed may have another shape.
+            inside = isinstance(original, gs.Variable) and original.name not in self._inputs
+            self._names[original.name] = gs.Variable(original.name) if inside else original.copy()
         return self._names[original.name]
 
     def node(self, index: int) -> gs.Node:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
-from layerdiff.operators import likeness, only_moves
+from layerdiff.operators import base_name, only_moves
 from layerdiff.precision import Rounded, explained, is_diffuse
 
 if TYPE_CHECKING:
@@ -211,30 +211,19 @@ def _trials(alignment: Alignment, region: _Region, sites: set[int], border: list
         if array is None:
             continue
         own = alignment.tensors_of(value)
+        maker = reference.producer(value)
+        absorbed = maker is not None and base_name(maker.op) == "constant_pad_nd"  # into the node that follows
         for slot in slots:
             actual = tapped.get(slot.tensor)
             if actual is None or actual.dtype.kind != array.dtype.kind:
                 continue
-            if actual.size != array.size and not _alike_in_another_size(
-                alignment, value, slot, array.ndim == actual.ndim
-            ):
+            if actual.size != array.size and (actual.ndim != array.ndim or absorbed):
                 continue
             moved = permutation(array.shape, actual.shape)
             for axes in (None,) if moved is None else (moved, None):
                 if slot.tensor not in own and count < TRIALS:
                     count += 1
                     yield value, replace(slot, axes=axes)
-
-
-def _alike_in_another_size(alignment: Alignment, value: int, slot: Slot, same_rank: bool) -> bool:  # noqa: FBT001
-    """Whether a tensor of another size may stand for a value: of its rank, by a node of its kind or weights."""
-    graph, site = alignment.candidate.graph, alignment.reference.producer(value)
-    if slot.edges is not None or site is None or not same_rank:
-        return False
-    node = graph.producer.get(slot.tensor)
-    if node is None:
-        return False
-    return likeness(site.op, graph.nodes[node].op) > 0 or (node, site.index) in alignment.tied
 
 
 def permutation(shape: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...] | None:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-# How far the noisiest row must be above four times the median row to be judged apart.
+# How far the noisiest row must be above eight times the quarter quantile of all rows to be judged apart.
 OUTLYING = 8.0
 _WIDE = {torch.float16, torch.bfloat16, torch.float32}
 
@@ -117,14 +117,14 @@ def _floor(expected: Array, gap: Array) -> Noise:
     """The floor of a value from the distances of its elements.
 
     A row whose scores are all masked may be nothing but rounding in float32. Such a row must not set the floor of the
-    others: where the worst row is far above the median, every row has a floor of its own.
+    others: where the worst row is far above the usual ones, every row has a floor of its own.
     """
     worst = float(gap.max()) if gap.size else 0.0
     if worst == 0:
         return Noise(0.0, 0.0)
     rms = worst * float(np.sqrt(np.mean((gap / worst) ** 2)))
     rows = gap.max(axis=-1, keepdims=True) if gap.ndim > 1 else gap
-    usual = 4 * float(np.median(rows[rows > 0]))
+    usual = 8 * float(np.quantile(rows[rows > 0], 0.25, method="lower"))
     if gap.ndim < 2 or expected.dtype.kind not in "fc" or worst <= OUTLYING * usual:
         return Noise(worst, rms)
     return Noise(worst, rms, np.minimum(np.maximum(rows, usual), worst))

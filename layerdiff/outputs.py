@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.graph import Port
-    from layerdiff.model import Metrics, Noise, Reference, Tolerance
+    from layerdiff.model import Metrics, Reference, Tolerance
 
     Array = np.ndarray[Any, Any]
 

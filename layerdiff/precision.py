@@ -119,6 +119,8 @@ def _saturates(alignment: Alignment, node: Node, tensor: str, value: int) -> boo
     limits = np.iinfo(zero.dtype)
     step, offset = float(scale.reshape(-1)[0]), float(zero.reshape(-1)[0])
     low, high = (limits.min - offset) * step, (limits.max - offset) * step
-    room = max(SATURATED_STEPS * step, SATURATED_RANGE * (high - low))
+    if low == 0:  # a Relu went into the range: clipping below zero is meant
+        low = -np.inf
+    room = max(SATURATED_STEPS * step, SATURATED_RANGE * (limits.max - limits.min) * step)
     beyond = np.maximum(low - values, values - high) > room
     return bool(np.mean(beyond) > SATURATED_SHARE)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     _Parts = Iterator[onnx.NodeProto | onnx.TensorProto]
 
 _DOMAIN = "com.microsoft"
+_NEEDED_OPSET = {"SkipLayerNormalization": 17}  # quantised operators need 13, where scales may be per axis
 
 
 def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -39,10 +40,11 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _taken_apart(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
-    if node.domain != _DOMAIN or node.op_type not in _PARTS:
+    standard = node.op_type in ("QLinearConv", "QLinearMatMul")
+    if node.op_type not in _PARTS or node.domain not in ((_DOMAIN, "", "ai.onnx") if standard else (_DOMAIN,)):
         return False
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
-    return opset >= (17 if node.op_type == "SkipLayerNormalization" else 11)
+    return opset >= _NEEDED_OPSET.get(node.op_type, 13 if node.op_type.startswith("Q") else 11)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -123,9 +125,96 @@ def _bias_gelu_parts(node: onnx.NodeProto) -> _Parts:
     yield _part(node, "Gelu", [source], node.output[0], domain=_DOMAIN)
 
 
+def _dequantised(node: onnx.NodeProto, names: tuple[str, str, str], output: str, **attributes: Any) -> onnx.NodeProto:
+    return _part(node, "DequantizeLinear", [name for name in names if name], output, **attributes)
+
+
+def _requantised(node: onnx.NodeProto, source: str, scale: str, zero: str) -> onnx.NodeProto:
+    return _part(node, "QuantizeLinear", [name for name in (source, scale, zero) if name], node.output[0])
+
+
+def _qlinear_conv_parts(node: onnx.NodeProto) -> _Parts:
+    x, xs, xz, w, ws, wz, ys, yz = node.input[:8]
+    mark = node.output[0]
+    yield _dequantised(node, (x, xs, xz), f"{mark}__x")
+    yield _dequantised(node, (w, ws, wz), f"{mark}__w", axis=0)
+    inputs = [f"{mark}__x", f"{mark}__w"]
+    if _operand(node, 8):  # the bias is int32 in units of the product of both scales
+        yield _part(node, "Cast", [node.input[8]], f"{mark}__b_int", to=onnx.TensorProto.FLOAT)
+        yield _part(node, "Mul", [xs, ws], f"{mark}__b_scale")
+        yield _part(node, "Mul", [f"{mark}__b_int", f"{mark}__b_scale"], f"{mark}__b")
+        inputs.append(f"{mark}__b")
+    yield _part(node, "Conv", inputs, f"{mark}__y", **_attributes(node))
+    yield _requantised(node, f"{mark}__y", ys, yz)
+
+
+def _qlinear_matmul_parts(node: onnx.NodeProto) -> _Parts:
+    mark = node.output[0]
+    yield _dequantised(node, tuple(node.input[0:3]), f"{mark}__a")
+    yield _dequantised(node, tuple(node.input[3:6]), f"{mark}__b")
+    yield _part(node, "MatMul", [f"{mark}__a", f"{mark}__b"], f"{mark}__y")
+    yield _requantised(node, f"{mark}__y", node.input[6], node.input[7])
+
+
+def _qgemm_parts(node: onnx.NodeProto) -> _Parts:
+    """A (scale, zero), B (scale, zero), C in units of the product of both scales, then the output's scale and zero."""
+    mark, attributes = node.output[0], _attributes(node)
+    axis = 0 if attributes.get("transB", 0) else 1
+    yield _dequantised(node, tuple(node.input[0:3]), f"{mark}__a")
+    yield _dequantised(node, tuple(node.input[3:6]), f"{mark}__b", axis=axis)
+    inputs = [f"{mark}__a", f"{mark}__b"]
+    if _operand(node, 6):
+        yield _part(node, "Cast", [node.input[6]], f"{mark}__c_int", to=onnx.TensorProto.FLOAT)
+        yield _part(node, "Mul", [node.input[1], node.input[4]], f"{mark}__c_scale")
+        yield _part(node, "Mul", [f"{mark}__c_int", f"{mark}__c_scale"], f"{mark}__c")
+        inputs.append(f"{mark}__c")
+    quantised = bool(_operand(node, 7))
+    yield _part(node, "Gemm", inputs, f"{mark}__y" if quantised else mark, **attributes)
+    if quantised:
+        yield _requantised(node, f"{mark}__y", node.input[7], _operand(node, 8))
+
+
+def _qlinear_pair_parts(node: onnx.NodeProto) -> _Parts:
+    mark, op = node.output[0], node.op_type.removeprefix("QLinear")
+    yield _dequantised(node, tuple(node.input[0:3]), f"{mark}__a")
+    yield _dequantised(node, tuple(node.input[3:6]), f"{mark}__b")
+    yield _part(node, op, [f"{mark}__a", f"{mark}__b"], f"{mark}__y")
+    yield _requantised(node, f"{mark}__y", node.input[6], _operand(node, 7))
+
+
+def _qlinear_single_parts(node: onnx.NodeProto) -> _Parts:
+    mark, op = node.output[0], node.op_type.removeprefix("QLinear")
+    attributes = _attributes(node)
+    for name in ("channels_last", "opset"):
+        attributes.pop(name, None)
+    yield _dequantised(node, tuple(node.input[0:3]), f"{mark}__x")
+    yield _part(node, op, [f"{mark}__x"], f"{mark}__y", **attributes)
+    yield _requantised(node, f"{mark}__y", node.input[3], _operand(node, 4))
+
+
+def _qlinear_concat_parts(node: onnx.NodeProto) -> _Parts:
+    mark, inputs = node.output[0], []
+    for i in range(2, len(node.input), 3):
+        inputs.append(f"{mark}__{i}")
+        yield _dequantised(node, tuple(node.input[i : i + 3]), inputs[-1])
+    yield _part(node, "Concat", inputs, f"{mark}__y", **_attributes(node))
+    yield _requantised(node, f"{mark}__y", node.input[0], node.input[1])
+
+
 _PARTS: dict[str, Callable[[onnx.NodeProto], _Parts]] = {
     "FusedConv": _conv_parts,
     "FusedGemm": _gemm_parts,
     "SkipLayerNormalization": _skip_norm_parts,
     "BiasGelu": _bias_gelu_parts,
+    "QLinearConv": _qlinear_conv_parts,
+    "QLinearMatMul": _qlinear_matmul_parts,
+    "QGemm": _qgemm_parts,
+    "QLinearAdd": _qlinear_pair_parts,
+    "QLinearMul": _qlinear_pair_parts,
+    "QLinearSigmoid": _qlinear_single_parts,
+    "QLinearLeakyRelu": _qlinear_single_parts,
+    "QLinearGlobalAveragePool": _qlinear_single_parts,
+    "QLinearAveragePool": _qlinear_single_parts,
+    "QLinearSoftmax": _qlinear_single_parts,
+    "QLinearConcat": _qlinear_concat_parts,
 }

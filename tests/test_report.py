@@ -67,7 +67,7 @@ def test_a_proven_verdict_names_layer_operator_error_and_proof() -> None:
         "block.conv [Conv2d, operator aten.convolution] is the first layer that diverges (max-abs 0.5, "
         "500,000 × what rounding explains): good values go into Conv, a wrong one comes out. "
         "Proven: with PyTorch's value put in there the final outputs agree (max-abs 0.5 → 1e-07). "
-        "1 later layers only pass the error on, 2 layers agree."
+        "1 later layer only passes the error on, 2 layers agree."
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align import structure
+from layerdiff.align.ambiguity import in_order
 from layerdiff.align.names import affinity
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
@@ -127,7 +128,8 @@ class Alignment:
 def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Limit]) -> Alignment:
     """Pair values with tensors; the outputs are paired from the start."""
     known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
-    matched = match_values(known, candidate.tapped, limits)
+    families = structure.value_families(reference)
+    matched = in_order(match_values(known, candidate.tapped, limits), families, candidate.graph)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)
     for value, name in comparable.items():
@@ -137,10 +139,9 @@ def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limi
     fixed = {v.index: v.array for v in reference.values if v.array is not None and v.constant and v.array.size > 1}
     constants = match_values(fixed, candidate.constants, limits)
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
-    found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants)
+    found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants, families=families)
     if not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items()):
         return found
-    found.families = structure.value_families(reference)
     found.tied = ties(reference, candidate.graph, candidate.constants)
     proposer = _Proposer(found)
     for _ in range(ROUNDS):

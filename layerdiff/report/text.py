@@ -150,9 +150,11 @@ def summary(report: Report) -> str:
 
 def print_report(report: Report, console: Console, rows: int = 12) -> None:
     """Print the verdict and the table around the first divergence."""
-    console.print(verdict(report), style="bold green" if report.agrees else "bold", markup=False, soft_wrap=True)
+    console.print(
+        verdict(report), style="bold green" if report.agrees else "bold", markup=False, emoji=False, soft_wrap=True
+    )
     for warning in report.warnings:
-        console.print(f"warning: {warning}", style="yellow", markup=False, soft_wrap=True)
+        console.print(f"warning: {warning}", style="yellow", markup=False, emoji=False, soft_wrap=True)
     shown = _window(report, rows)
     if not shown:
         return

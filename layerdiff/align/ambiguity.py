@@ -1,0 +1,69 @@
+"""Several values and several tensors that all hold the same numbers: which is which.
+
+A block whose result is scaled by 1e-6 before it is added leaves the sum as it was, within rounding. Values before and
+after such a step match the tensors before and after it alike. Where there are as many of one as of the other, they are
+paired in the order in which they were computed.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerdiff.align.structure import tensor_families
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from layerdiff.align.structure import Family
+    from layerdiff.graph import Graph
+
+
+def in_order(matched: Mapping[int, list[str]], families: Mapping[int, Family], graph: Graph) -> dict[int, list[str]]:
+    """The matches, without those that cross the order of computation in a group of equals."""
+    owners = {name: family.members[0] for name, family in tensor_families(graph).items()}
+    roots = {value: families[value].members[0] if value in families else value for value in matched}
+    live = {name for name in owners if graph.is_live(name)}
+    position = {name: i for i, name in enumerate([*(port.name for port in graph.inputs), *graph.computed])}
+    allowed: dict[int, set[str]] = {}
+    for values, tensors in _groups(matched, roots, owners, live):
+        if len(values) == len(tensors) > 1:
+            ordered = sorted(tensors, key=lambda name: position.get(name, -1))
+            allowed |= {value: {name} for value, name in zip(sorted(values), ordered, strict=True)}
+    found = {}
+    for value, names in matched.items():
+        keep = allowed.get(roots[value])
+        kept = [n for n in names if keep is None or n not in live or owners[n] in keep]
+        found[value] = kept or names
+    return found
+
+
+def _groups(
+    matched: Mapping[int, list[str]], roots: Mapping[int, int], owners: Mapping[str, str], live: set[str]
+) -> list[tuple[set[int], set[str]]]:
+    """Connected sets of computed values and live computed tensors that match each other."""
+    partners: dict[int, set[str]] = {}
+    for value, names in matched.items():
+        partners.setdefault(roots[value], set()).update(owners[n] for n in names if n in live)
+    readers: dict[str, set[int]] = {}
+    for root, owned in partners.items():
+        for name in owned:
+            readers.setdefault(name, set()).add(root)
+    groups = []
+    seen: set[int] = set()
+    for start in partners:
+        if start in seen:
+            continue
+        values: set[int] = set()
+        tensors: set[str] = set()
+        todo = [start]
+        while todo:
+            root = todo.pop()
+            if root in values:
+                continue
+            values.add(root)
+            for name in partners[root] - tensors:
+                tensors.add(name)
+                todo += readers[name]
+        seen |= values
+        groups.append((values, tensors))
+    return groups
