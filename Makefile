@@ -20,6 +20,11 @@ $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e '.[test]'
 	touch $@
 
+# The HTML report is opened in a real browser, Debian's.
+$(VENV)/.browser: $(VENV)/.made
+	command -v chromium >/dev/null || (apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq -y install chromium >/dev/null)
+	touch $@
+
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e '.[dev]'
 	touch $@
@@ -27,10 +32,10 @@ $(VENV)/.dev: $(VENV)/.test
 demo: $(VENV)/.demo
 	$(RUN) -m demo
 
-test: $(VENV)/.test
+test: $(VENV)/.test $(VENV)/.browser
 	$(RUN) -m pytest -m "not slow" --cov --cov-report=term:skip-covered
 
-test-slow: $(VENV)/.test
+test-slow: $(VENV)/.test $(VENV)/.browser
 	$(RUN) -m pytest -m slow
 
 lint: $(VENV)/.dev
