@@ -155,13 +155,13 @@ def _standing_alone(alignment: Alignment, origin: Origin, sites: list[Site]) -> 
     """The sites that the origin's nodes are not there for; where one node absorbed a padding, the node's own site."""
     if len(sites) < 2 or not origin.nodes:
         return sites
-    absent = _absent(alignment, origin, sites)
+    absent = _absent(alignment, origin, sites) or sites
     if len(origin.nodes) != 1:
-        return absent or sites
+        return absent
     op = alignment.candidate.graph.nodes[origin.nodes[0]].op
     kin = [site for site in sites if likeness(site.op, op) > 0]
     strangers = [site for site in sites if likeness(site.op, op) < 0 or base_name(site.op) == "constant_pad_nd"]
-    return kin if len(kin) == 1 and len(kin) + len(strangers) == len(sites) else sites
+    return kin if len(kin) == 1 and len(kin) + len(strangers) == len(sites) else absent
 
 
 def _absent(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:

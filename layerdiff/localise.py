@@ -135,6 +135,8 @@ def _rewired(alignment: Alignment, value: int, slot: Slot, sites: tuple[int, ...
     maker = alignment.reference.producer(alignment.root(value))
     if maker is not None and not alignment.tensors_of(value) and not alignment.tensors_of(alignment.root(value)):
         return Origin(value, slot, (maker.index,), ())
+    if maker is None:  # an input of the model goes in where it should not: no layer of its own is at fault
+        return Origin(value, slot, (), nodes)
     first = meaningful(alignment, sites)[:1]
     return Origin(value, slot, tuple(first), nodes)
 

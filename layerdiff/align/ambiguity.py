@@ -2,7 +2,8 @@
 
 A block whose result is scaled by 1e-6 before it is added leaves the sum as it was, within rounding. Values before and
 after such a step match the tensors before and after it alike. Where there are as many of one as of the other, they are
-paired in the order in which they were computed.
+paired in the order in which they were computed. One value that several tensors hold (a ReLU of what is positive anyway)
+belongs to the first of them; the others are left to structure.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ def in_order(matched: Mapping[int, list[str]], families: Mapping[int, Family], g
     position = {name: i for i, name in enumerate([*(port.name for port in graph.inputs), *graph.computed])}
     allowed: dict[int, set[str]] = {}
     for values, tensors in _groups(matched, roots, owners, live):
-        if len(values) == len(tensors) > 1:
+        if len(tensors) > 1 and len(values) in (1, len(tensors)):
             ordered = sorted(tensors, key=lambda name: position.get(name, -1))
-            allowed |= {value: {name} for value, name in zip(sorted(values), ordered, strict=True)}
+            allowed |= {value: {name} for value, name in zip(sorted(values), ordered, strict=False)}
     found = {}
     for value, names in matched.items():
         keep = allowed.get(roots[value])
