@@ -9,34 +9,29 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import random
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten_with_path, tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.errors import ReferenceFailedError
-from layerdiff.model import Call, Reference, Site, Value
+from layerdiff.model import CONTAINER, Call, Reference, Site, Value
+from layerdiff.tensors import named_tensors, tensors_in, to_array
+from layerdiff.untouched import inner_modules_run, untouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-CONTAINER = "a container: only its members run"
+    import numpy as np
+
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
 ATOMIC = (nn.RNNBase, nn.RNNCellBase)
-
-# torch dtypes that numpy lacks are widened without loss.
-_WIDENED = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64} | {
-    getattr(torch, name): torch.float32
-    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-}
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
@@ -58,7 +53,7 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
-        stack.enter_context(_inner_modules_run())
+        stack.enter_context(inner_modules_run())
         stack.enter_context(recorder.hooks())
         recorder.register_inputs(args, kwargs)
         stack.enter_context(recorder)
@@ -70,77 +65,6 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
             message = f"the reference model raised {type(error).__name__} in {where}: {error}"
             raise ReferenceFailedError(message) from error
     return recorder.reference()
-
-
-@contextmanager
-def untouched(model: nn.Module) -> Iterator[None]:
-    """Restore buffers, train/eval flags and every random state on exit, also after an exception."""
-    modules = list(model.modules())
-    flags = [module.training for module in modules]
-    buffers = [(module, dict(module._buffers.items())) for module in modules]  # noqa: SLF001  the registry itself is restored
-    contents = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  a model may use the old state
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=list(devices)):
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            for module, training in zip(modules, flags, strict=True):
-                module.training = training
-            for module, named in buffers:
-                if isinstance(module, torch.jit.ScriptModule):  # its registry is fixed
-                    continue
-                module._buffers.clear()  # noqa: SLF001
-                module._buffers.update(named)  # noqa: SLF001
-            with torch.no_grad():
-                for buffer, content in contents:
-                    buffer.copy_(content)
-
-
-@contextmanager
-def _inner_modules_run() -> Iterator[None]:
-    """Turn off the fused inference path of nn.TransformerEncoderLayer, which calls none of its submodules."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
-
-
-def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
-    """A copy of a tensor as an array; None for what has no dense numbers (sparse, nested, meta)."""
-    if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.is_nested:
-        return None
-    if tensor.is_quantized:
-        tensor = tensor.dequantize()
-    tensor = tensor.detach().resolve_conj().resolve_neg()
-    tensor = tensor.to(_WIDENED.get(tensor.dtype, tensor.dtype))
-    array: np.ndarray[Any, Any] = tensor.cpu().numpy()
-    return array.copy()
-
-
-def named_tensors(tree: Any) -> dict[str, torch.Tensor]:
-    """Every tensor in nested tuples, lists, dicts and dataclasses, under its path such as ``0`` or ``boxes.1``."""
-    if isinstance(tree, torch.Tensor):
-        return {"": tree}
-    leaves, _ = tree_flatten_with_path(tree)
-    found: dict[str, torch.Tensor] = {}
-    for path, leaf in leaves:
-        name = ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
-        if isinstance(leaf, torch.Tensor):
-            found[name] = leaf
-        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
-            inner = {f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)}
-            found |= {".".join(filter(None, (name, key))): tensor for key, tensor in named_tensors(inner).items()}
-    return found
-
-
-def tensors_in(tree: Any) -> list[torch.Tensor]:
-    """The tensors among the leaves of an argument list, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 @dataclasses.dataclass(slots=True)

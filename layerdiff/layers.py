@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.capture import CONTAINER
 from layerdiff.measure import measure
-from layerdiff.model import Coverage, LayerResult, Metrics, Pair, Status
+from layerdiff.model import CONTAINER, Coverage, LayerResult, Metrics, Pair, Status
 from layerdiff.operators import is_reshaping
 
 if TYPE_CHECKING:

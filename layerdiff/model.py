@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+CONTAINER = "a container: only its members run"
+
+
 class Status(str, Enum):
     """What was found about one call of one layer."""
 

@@ -14,9 +14,10 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from layerdiff.capture import Recorder, record, tensors_in, to_array
+from layerdiff.capture import Recorder, record
 from layerdiff.measure import mask_like
 from layerdiff.model import Noise
+from layerdiff.tensors import tensors_in, to_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

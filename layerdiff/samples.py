@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from layerdiff.capture import named_tensors, to_array
 from layerdiff.errors import SampleError
+from layerdiff.tensors import named_tensors, to_array
 
 if TYPE_CHECKING:
     from layerdiff.graph import Port

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerdiff.capture import capture, to_array
+from layerdiff.capture import capture
 from layerdiff.errors import ReferenceFailedError
+from layerdiff.tensors import to_array
 from tests.zoo.weights import fill, noise
 
 if TYPE_CHECKING:

@@ -1,0 +1,51 @@
+"""Torch tensors as arrays, and the tensors inside nested arguments and results."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils._pytree import tree_flatten_with_path, tree_leaves
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# torch dtypes that numpy lacks are widened without loss.
+_WIDENED = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64} | {
+    getattr(torch, name): torch.float32
+    for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+}
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
+    """A copy of a tensor as an array; None for what has no dense numbers (sparse, nested, meta)."""
+    if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.is_nested:
+        return None
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    tensor = tensor.to(_WIDENED.get(tensor.dtype, tensor.dtype))
+    array: np.ndarray[Any, Any] = tensor.cpu().numpy()
+    return array.copy()
+
+
+def named_tensors(tree: Any) -> dict[str, torch.Tensor]:
+    """Every tensor in nested tuples, lists, dicts and dataclasses, under its path such as ``0`` or ``boxes.1``."""
+    if isinstance(tree, torch.Tensor):
+        return {"": tree}
+    leaves, _ = tree_flatten_with_path(tree)
+    found: dict[str, torch.Tensor] = {}
+    for path, leaf in leaves:
+        name = ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path)
+        if isinstance(leaf, torch.Tensor):
+            found[name] = leaf
+        elif dataclasses.is_dataclass(leaf) and not isinstance(leaf, type):
+            inner = {f.name: getattr(leaf, f.name) for f in dataclasses.fields(leaf)}
+            found |= {".".join(filter(None, (name, key))): tensor for key, tensor in named_tensors(inner).items()}
+    return found
+
+
+def tensors_in(tree: Any) -> list[torch.Tensor]:
+    """The tensors among the leaves of an argument list, in order."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]

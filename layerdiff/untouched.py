@@ -1,0 +1,53 @@
+"""Leave a model, and torch, as they were."""
+
+from __future__ import annotations
+
+import random
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Restore buffers, train/eval flags and every random state on exit, also after an exception."""
+    modules = list(model.modules())
+    flags = [module.training for module in modules]
+    buffers = [(module, dict(module._buffers.items())) for module in modules]  # noqa: SLF001  the registry itself is restored
+    contents = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  a model may use the old state
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=list(devices)):
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            for module, training in zip(modules, flags, strict=True):
+                module.training = training
+            for module, named in buffers:
+                if isinstance(module, torch.jit.ScriptModule):  # its registry is fixed
+                    continue
+                module._buffers.clear()  # noqa: SLF001
+                module._buffers.update(named)  # noqa: SLF001
+            with torch.no_grad():
+                for buffer, content in contents:
+                    buffer.copy_(content)
+
+
+@contextmanager
+def inner_modules_run() -> Iterator[None]:
+    """Turn off the fused inference path of nn.TransformerEncoderLayer, which calls none of its submodules."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
