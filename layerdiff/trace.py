@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     import onnx
     from torch import nn
+    from torch.onnx import ONNXProgram
 
     from layerdiff.backends import Backend
     from layerdiff.model import Diagnosis, Divergence
@@ -45,7 +46,7 @@ log = logging.getLogger("layerdiff")
 
 def trace(  # noqa: PLR0913  the one function that may have more than five parameters
     reference: nn.Module,
-    candidate: str | Path | onnx.ModelProto,
+    candidate: str | Path | onnx.ModelProto | ONNXProgram,
     inputs: Any,
     *,
     tolerance: Literal["auto"] | Tolerance = "auto",
@@ -61,7 +62,8 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     reference
         The PyTorch model. It runs as it is (train or eval) and is left exactly as it was.
     candidate
-        The exported model: a path, or a ``ModelProto``. It is never modified.
+        The exported model: a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export returns. It is never
+        modified.
     inputs
         What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
         arguments, an ``.npy`` or ``.npz`` path, or a list of those for several samples.
@@ -96,9 +98,10 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         )
     _check_options(tolerance, granularity)
     warnings = _training_warning(reference)
-    graph = Graph(load(candidate))
+    source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
+    graph = Graph(load(source))
     fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(reference, candidate, graph, backend or OnnxRuntime(), fixed, granularity, warnings, valid)
+    job = _Job(reference, source, graph, backend or OnnxRuntime(), fixed, granularity, warnings, valid)
     with Progress(enabled=progress) as bar:
         return combine([job.examine(sample, bar) for sample in samples(inputs)])
 

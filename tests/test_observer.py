@@ -92,3 +92,14 @@ def _with_active_dropout(proto):
     dropout = helper.make_node("Dropout", ["before_dropout", "ratio", "training"], [hidden], name="dropout")
     proto.graph.node.insert(1, dropout)
     return proto
+
+
+def test_an_onnx_program_is_a_candidate(trace):
+    class Program:
+        """As torch.onnx.export(dynamo=True) returns it: the model under a name of its own."""
+
+        def __init__(self, proto):
+            self.model_proto = proto
+
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval(), torch.randn(3, 4)
+    assert trace(model, Program(export(model, (x,), Exporter.DYNAMO)), x).agrees
