@@ -306,10 +306,15 @@ class _Proposer:
         return bool(refuted)
 
     def _kept_by_weights(self, pair: Pair) -> bool:
-        """Several faults in a row confirm nothing of each other; weights still tell which node is which layer."""
+        """Several faults in a row confirm nothing of each other; weights still tell which node is which layer.
+
+        Weights that went to the wrong place would tell the opposite, so the node must also be of the layer's kind.
+        """
         shape = self._reference.values[pair.value].shape
         same_shape = self._alignment.candidate.tapped[pair.tensor].shape == shape
-        return pair.evidence is Evidence.WEIGHTS and same_shape
+        site, node = self._reference.producer(pair.value), self._graph.nodes[self._graph.producer[pair.tensor]]
+        of_its_kind = site is not None and likeness(site.op, node.op) > 0
+        return pair.evidence is Evidence.WEIGHTS and same_shape and of_its_kind
 
     def _confirmed_from_below(self) -> set[str]:
         """The forced tensors from which something else comes out right."""
