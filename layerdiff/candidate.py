@@ -104,6 +104,14 @@ class Candidate:
         """One tensor, computed by a few nodes from the given sources."""
         return self._run([target], injections, nodes, sources).get(target)
 
+    def part(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Candidate:
+        """Another model, such as a changed part of this one, on the same runtime."""
+        return Candidate(model, Graph(model, take_apart=False), self._backend, feeds)
+
+    def cut(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
+        """The model of a few nodes alone: from the sources to one tensor."""
+        return self.graph.rewritten([target], nodes=nodes, sources=sources)
+
     def _run(
         self,
         outputs: list[str],

@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.errors import ReferenceFailedError
-from layerdiff.model import CONTAINER, Call, Reference, Site, Value
+from layerdiff.model import CONTAINER, Call, Operand, Reference, Replay, Site, Value
 from layerdiff.tensors import named_tensors, tensors_in, to_array
 from layerdiff.untouched import inner_modules_run, untouched
 
@@ -76,8 +76,13 @@ class _OpenCall:
     number: int
     type: str
     inputs: tuple[int, ...]
-    atomic: bool
+    replay: Replay | None  # only of a module that is one site
     reads: dict[int, None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def atomic(self) -> bool:
+        """Whether the operators inside are no sites of their own."""
+        return self.replay is not None
 
 
 class Recorder(TorchDispatchMode):
@@ -160,7 +165,8 @@ class Recorder(TorchDispatchMode):
         site = len(self._sites)
         unset = base.startswith(("empty", "new_empty"))  # memory that nobody has written to is no value
         indices = tuple(self._new_value(tensor, site, constant=constant, unset=unset) for tensor in outputs)
-        self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call)))
+        replay = Replay(func, *_template(call, reads))
+        self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call), replay))
         for tensor, index in zip(outputs, indices, strict=True):
             storage = _storage(tensor)
             if any(tensor is other for other in mutated):
@@ -260,9 +266,10 @@ class Recorder(TorchDispatchMode):
         inside_atomic = any(call.atomic for call in self._stack)
         inputs = () if inside_atomic else tuple(self._read(t) for t in tensors_in((args, kwargs)))
         atomic = isinstance(module, ATOMIC) and not inside_atomic
+        replay = Replay(module, *_template((args, kwargs), inputs)) if atomic else None
         # Calls are numbered as they begin, so that parents come before their children.
         index = self._counts.total()
-        self._stack.append(_OpenCall(index, layer, self._counts[layer], type(module).__name__, inputs, atomic))
+        self._stack.append(_OpenCall(index, layer, self._counts[layer], type(module).__name__, inputs, replay))
         self._counts[layer] += 1
 
     def _end(self, output: Any) -> None:
@@ -282,7 +289,8 @@ class Recorder(TorchDispatchMode):
     def _close_atomic(self, call: _OpenCall, outputs: list[torch.Tensor]) -> None:
         site = len(self._sites)
         indices = tuple(self._new_value(tensor, site, constant=False) for tensor in outputs)
-        self._sites.append(Site(site, f"nn.{call.type}", call.index, tuple(call.reads), indices))
+        op = f"nn.{call.type}"
+        self._sites.append(Site(site, op, call.index, tuple(call.reads), indices, replay=call.replay))
         for tensor, index in zip(outputs, indices, strict=True):
             self._version_of[tensor] = (index, len(self._writes.get(_storage(tensor), ())))
 
@@ -334,6 +342,13 @@ def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
     given = dict(zip(names, args, strict=False)) | kwargs
     return {name: value for name, value in given.items() if not tensors_in(value) and value is not None}
+
+
+def _template(call: tuple[Any, Any], reads: Sequence[int]) -> tuple[Any, Any]:
+    """The arguments of a call with every tensor replaced by the value that it held."""
+    values = iter(reads)
+    args, kwargs = tree_map_only(torch.Tensor, lambda _: Operand(next(values)), call)
+    return args, kwargs
 
 
 def _storage(tensor: torch.Tensor) -> int:

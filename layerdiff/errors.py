@@ -6,7 +6,9 @@ LayerdiffError
 │   └── SampleError     a sample does not fit the model: number, name, shape or dtype
 ├── ReferenceFailedError the reference model raised while it ran
 ├── BackendError        the runtime refused the graph or failed while it ran it
-└── AlignmentError      reference and candidate cannot be paired at all
+├── AlignmentError      reference and candidate cannot be paired at all
+└── RepairError         the file cannot be corrected as asked
+    └── PatchError      a change does not fit the graph that it is applied to
 """
 
 from __future__ import annotations
@@ -38,3 +40,11 @@ class BackendError(LayerdiffError):
 
 class AlignmentError(LayerdiffError):
     """Reference and candidate have nothing that can be paired."""
+
+
+class RepairError(LayerdiffError):
+    """The file cannot be corrected as asked."""
+
+
+class PatchError(RepairError):
+    """A change does not fit the graph that it is applied to."""

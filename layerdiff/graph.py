@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 from collections import defaultdict
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +68,8 @@ class Node:
     outputs: tuple[str, ...]
     captured: tuple[str, ...]
     scope: str
+    domain: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -210,6 +212,11 @@ class Graph:
             return frozenset(found)
         rare = {v.name for v in inferred.graph.value_info if v.type.tensor_type.elem_type in _RARE}
         return frozenset(found | rare)
+
+    def opset(self, domain: str = "") -> int:
+        """The version of an operator set that the model uses."""
+        versions = {entry.domain: int(entry.version) for entry in self.model.opset_import}
+        return versions.get(domain, versions.get("ai.onnx", 1) if not domain else 1)
 
     def is_live(self, tensor: str) -> bool:
         """Whether some graph output depends on the tensor."""
@@ -358,6 +365,8 @@ def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
         tuple(proto.output),
         tuple(_captured(node)),
         _scope(proto),
+        proto.domain,
+        node.attrs,
     )
 
 
@@ -380,6 +389,20 @@ def _scope(proto: onnx.NodeProto) -> str:
             before = f"{before}{last}."
         last = part
     return before + last
+
+
+def default_attributes(op: str, domain: str, opset: int) -> dict[str, Any]:
+    """What an operator's schema says of attributes that a node leaves out; nothing for unknown operators."""
+    try:
+        schema = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return {}
+    found = {}
+    for name, attribute in schema.attributes.items():
+        if attribute.default_value.type:
+            value = onnx.helper.get_attribute_value(attribute.default_value)
+            found[name] = value.decode() if isinstance(value, bytes) else value
+    return found
 
 
 def _has_rare_types(model: onnx.ModelProto) -> bool:

@@ -7,7 +7,7 @@ again ends the faulty stretch: what comes after it is innocent. Trials run on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.errors import BackendError
@@ -43,7 +43,8 @@ class Slot:
 class Origin:
     """A faulty stretch: reference sites on one side, ONNX nodes on the other, and where putting the value in heals.
 
-    Inserted nodes have no reference side; `readers` are the sites that get to read what they changed.
+    Inserted nodes have no reference side; `readers` are the sites that get to read what they changed. `wrong` is the
+    tensor that came out wrong from right sources, and the value it should hold: where the search started.
     """
 
     value: int
@@ -53,6 +54,7 @@ class Origin:
     inserted: bool = False
     provable: bool = True
     readers: tuple[int, ...] = ()
+    wrong: tuple[str, int] | None = field(default=None, compare=False)
 
 
 def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
@@ -70,7 +72,8 @@ def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
     else:
         rounded = []
     position = {name: i for i, name in enumerate(alignment.candidate.graph.computed)}
-    found = [_narrowed(alignment, forced, tensor) for tensor in sorted(wrong, key=lambda t: position.get(t, -1))]
+    in_order = sorted(wrong, key=lambda t: position.get(t, -1))
+    found = [replace(_narrowed(alignment, forced, tensor), wrong=(tensor, forced[tensor])) for tensor in in_order]
     if not found and not rounded:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
     return sorted(_merged(found), key=lambda origin: _made_at(alignment, origin.value)), rounded
@@ -96,7 +99,7 @@ def _made_at(alignment: Alignment, value: int) -> int:
 
 def _first_misshapen(alignment: Alignment, forced: dict[str, int], value: int, tensor: str) -> Origin:
     """For an output of another size: the first operator with good inputs and no counterpart of its own size."""
-    sites, _ = _reference_region(alignment, value)
+    sites, _ = reference_region(alignment, value)
     first = min(meaningful(alignment, tuple(sorted(sites))), default=None)
     nodes, _ = alignment.candidate.graph.region(tensor, forced)
     return Origin(value, Slot(tensor), () if first is None else (first,), tuple(sorted(nodes)[:1]), provable=False)
@@ -110,7 +113,7 @@ def _fed(alignment: Alignment, tensor: str) -> Array | None:
 def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Origin:
     value = forced[tensor]
     nodes, start = alignment.candidate.graph.region(tensor, forced)
-    sites, border = _reference_region(alignment, value)
+    sites, border = reference_region(alignment, value)
     region = _Region(alignment, tensor, value, frozenset(nodes), {t: forced[t] for t in start if t in forced})
     for early, slot in _trials(alignment, region, sites, border):
         if not region.healed_by(early, slot):
@@ -120,7 +123,7 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
             if inserted:
                 return Origin(early, slot, (), inserted, inserted=True, readers=tuple(sorted(sites)))
             return _rewired(alignment, early, slot, tuple(sorted(sites)), tuple(sorted(nodes)))
-        kept, _ = _reference_region(alignment, early)
+        kept, _ = reference_region(alignment, early)
         ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)
         return Origin(early, slot, tuple(sorted(kept)), tuple(sorted(ahead & nodes)))
     return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
@@ -141,7 +144,7 @@ def _rewired(alignment: Alignment, value: int, slot: Slot, sites: tuple[int, ...
     return Origin(value, slot, tuple(first), nodes)
 
 
-def _reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
+def reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
     """The sites that lead to a value from values known to come out right (also in dead nodes), and those values."""
     reference = alignment.reference
     good = set(alignment.matched) | set(alignment.isolated_matches) | set(alignment.proposed)

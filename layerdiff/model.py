@@ -116,8 +116,27 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Operand:
+    """A reference value, where it stands among the arguments of a recorded call."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a site called and with which arguments, an `Operand` for every tensor: enough to run it again."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
-    """One operator that the reference ran, with the module call it ran in."""
+    """One operator that the reference ran, with the module call it ran in.
+
+    `replay` is None for the new version of a tensor that was written to through another view.
+    """
 
     index: int
     op: str
@@ -125,6 +144,7 @@ class Site:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    replay: Replay | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

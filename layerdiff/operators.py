@@ -119,13 +119,13 @@ _KIN: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
         frozenset({"Resize", "Upsample"}),
     ),
 )
-_ONNX_ACTIVATIONS = frozenset(
+ONNX_ACTIVATIONS = frozenset(
     {
         "Relu", "HardSwish", "Gelu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Clip", "PRelu", "Swish", "Softplus",
         "Mish", "HardSigmoid", "Selu", "Celu", "QuickGelu", "FastGelu", "BiasGelu", "ThresholdedRelu", "Softsign",
     }
 )  # fmt: skip
-_ACTIVATIONS = frozenset(
+ACTIVATIONS = frozenset(
     {
         "relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "clamp", "clamp_min", "leaky_relu",
         "elu", "celu", "selu", "mish", "sigmoid", "tanh", "softplus", "threshold", "prelu", "_prelu_kernel",
@@ -147,7 +147,7 @@ def likeness(op: str, onnx_op: str) -> float:
     name = base_name(op)
     certain = _likeness(name, onnx_op)
     if certain < 1 and (
-        (name in _ACTIVATIONS and onnx_op in _ONNX_ACTIVATIONS)
+        (name in ACTIVATIONS and onnx_op in ONNX_ACTIVATIONS)
         or any(name in torch_ops and onnx_op in onnx_ops for torch_ops, onnx_ops in _KIN)
     ):
         return 0.5

@@ -12,6 +12,7 @@ from layerdiff.align import align
 from layerdiff.backends import OnnxRuntime
 from layerdiff.candidate import Candidate
 from layerdiff.capture import capture
+from layerdiff.diagnose import DIAGNOSERS, Stretch, explain
 from layerdiff.environment import environment
 from layerdiff.errors import InputError
 from layerdiff.findings import diffuse, finding
@@ -143,13 +144,18 @@ class _Job:
         proofs = heal(alignment, origins, outputs)
         found = [finding(alignment, o, floor, self.tolerance, h) for o, h in zip(origins, proofs, strict=True)]
         everywhere = diffuse(alignment, rounded, outputs)
+        bar.stage("naming the cause")
+        explained = [
+            explain(Stretch(alignment, origin, divergence), DIAGNOSERS)
+            for origin, (_, divergence) in zip(origins, found, strict=True)
+        ]
         bar.stage("writing the report")
         accused = {call: origin.sites for (call, _), origin in zip(found, origins, strict=True)}
         book = LayerBook(alignment, floor, self.tolerance, accused, rounded)
         calls = book.calls()
         return Report(
             divergences=tuple(divergence for _, divergence in found),
-            diagnoses=_diagnoses(observed, found),
+            diagnoses=_diagnoses(observed, found) + tuple(e.diagnosis for e in explained),
             diffuse=everywhere,
             outputs=results,
             layers=calls if self.granularity == "module" else book.operators(),

@@ -1,0 +1,242 @@
+"""The accused pair as something that can be run: reference operators on one side, ONNX nodes on the other.
+
+Good values go in on both sides. A hypothesis about the cause is a patch of the nodes; it is right when the tensor that
+came out wrong then comes out right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align.weights import parameters_of_sites
+from layerdiff.diagnose.difference import Part, differences
+from layerdiff.errors import BackendError, PatchError
+from layerdiff.localise import Slot, reference_region
+from layerdiff.lowering import Exporter, lowered
+from layerdiff.patch import Splice, addresses, patched, with_reshaped_input, with_reshaped_output
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import onnx
+
+    from layerdiff.align import Alignment
+    from layerdiff.diagnose.difference import Difference
+    from layerdiff.graph import Node
+    from layerdiff.localise import Origin
+    from layerdiff.lowering import Lowered
+    from layerdiff.model import Divergence, Site
+    from layerdiff.patch import Change
+
+    Array = np.ndarray[Any, Any]
+
+
+CLOSE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the stretch should have become, and every difference to it."""
+
+    fresh: Lowered
+    differences: tuple[Difference, ...]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One origin with all that is known about it."""
+
+    alignment: Alignment
+    origin: Origin
+    divergence: Divergence
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The reference operators from right values to the wrong one, in execution order."""
+        return tuple(self.alignment.reference.sites[index] for index in self.origin.sites)
+
+    @cached_property
+    def inputs(self) -> tuple[int, ...]:
+        """The values that come in on the reference side, and that the candidate has too."""
+        made = {value for site in self.sites for value in site.outputs}
+        read = dict.fromkeys(value for site in self.sites for value in site.inputs)
+        known = self.alignment.reference.values
+        return tuple(value for value in read if value not in made and not known[value].constant)
+
+    @property
+    def value(self) -> int:
+        """The value that the stretch should compute."""
+        return self.origin.value
+
+    @cached_property
+    def expected(self) -> Array | None:
+        """What PyTorch computed at the end of the stretch."""
+        return self.alignment.reference.values[self.value].array
+
+    @cached_property
+    def actual(self) -> Array | None:
+        """What the nodes make of right inputs there."""
+        name = self.origin.slot.tensor
+        found = self.alignment.isolated.get(name)
+        return self.alignment.candidate.tapped.get(name) if found is None else found
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The accused ONNX nodes, in topological order."""
+        graph = self.alignment.candidate.graph
+        return tuple(graph.nodes[index] for index in self.origin.nodes)
+
+    def constant(self, name: str) -> Array | None:
+        """The numbers of a constant operand."""
+        return self.alignment.candidate.constants.get(name)
+
+    @cached_property
+    def constants(self) -> tuple[tuple[Node, int, Array], ...]:
+        """Every constant operand of the accused nodes: node, slot, numbers."""
+        return tuple(
+            (node, slot, array)
+            for node in self.nodes
+            for slot, name in enumerate(node.inputs)
+            if (array := self.constant(name)) is not None
+        )
+
+    def parameters(self, site: Site) -> dict[str, Array]:
+        """The parameters that a site reads, by qualified name."""
+        reference = self.alignment.reference
+        return {name: reference.parameters[name] for name in self._parameters.get(site.index, ())}
+
+    @cached_property
+    def _parameters(self) -> dict[int, tuple[str, ...]]:
+        return parameters_of_sites(self.alignment.reference)
+
+    def holder(self, value: int) -> str | None:
+        """A tensor of the candidate that holds a reference value (or a reshape of it); live ones first."""
+        tapped, shape = self.alignment.candidate.tapped, self.alignment.reference.values[value].shape
+        names = self._holders(value)
+        return next((name for name in names if tapped[name].shape == shape), next(iter(names), None))
+
+    def _holders(self, value: int) -> list[str]:
+        found, root = self.alignment, self.alignment.root(value)
+        names = [*sorted(found.tensors_of(value)), *sorted(found.tensors_of(root))]
+        names += [*found.matched.get(value, ()), *found.matched.get(root, ())]
+        size = int(np.prod(found.reference.values[value].shape))
+        tapped = found.candidate.tapped
+        return [name for name in dict.fromkeys(names) if name in tapped and tapped[name].size == size]
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """The accused nodes beside what the stretch should have become, by the exporter that comes closest.
+
+        The second exporter is far slower; it is asked where the first one's result looks altogether different.
+        """
+        found = []
+        for exporter in Exporter:
+            compared = self._compared(exporter)
+            if compared is not None:
+                found.append(compared)
+                if len(compared.differences) <= CLOSE:
+                    break
+        return min(found, key=lambda c: len(c.differences), default=None)
+
+    def widened(self) -> Stretch:
+        """The same origin as it was before trials narrowed it down: up to the tensor that came out wrong."""
+        if self.origin.wrong is None:
+            return self
+        tensor, value = self.origin.wrong
+        nodes, _ = self.alignment.candidate.graph.region(tensor, self.alignment.forced())
+        sites, _ = reference_region(self.alignment, value)
+        origin = replace(
+            self.origin,
+            value=value,
+            slot=Slot(tensor),
+            sites=tuple(sorted(sites)),
+            nodes=tuple(sorted(nodes)),
+            inserted=False,
+        )
+        return Stretch(self.alignment, origin, self.divergence)
+
+    def _compared(self, exporter: Exporter) -> Comparison | None:
+        reference, graph = self.alignment.reference, self.alignment.candidate.graph
+        if not self.sites:
+            return None
+        sites = [site.index for site in self.sites]
+        fresh = lowered(reference, sites, self.inputs, self.value, (exporter, graph.opset()))
+        if fresh is None:
+            return None
+        part = self.alignment.candidate.part(fresh.model, {})
+        wanted = Part.of(part.graph, range(len(part.graph.nodes)), part.constants)
+        got = Part.of(graph, self.origin.nodes, self.alignment.candidate.constants)
+        sources = {name: frozenset(self._holders(value)) for name, value in fresh.inputs.items()}
+        return Comparison(fresh, tuple(differences(wanted, got, sources)))
+
+    def splice(self, fresh: Lowered) -> Splice | None:
+        """The change that puts the fresh nodes in place of the accused ones; None where an input is nowhere in the file."""
+        tapped, values = self.alignment.candidate.tapped, self.alignment.reference.values
+        model, inputs = fresh.model, []
+        for name, value in fresh.inputs.items():
+            tensor = self.holder(value)
+            if tensor is None:
+                return None
+            if tapped[tensor].shape != values[value].shape:
+                model = with_reshaped_input(model, name, values[value].shape)
+            inputs.append((name, tensor))
+        slot = self.origin.slot
+        if self.actual is not None and self.actual.shape != values[self.value].shape and self.origin.provable:
+            model = with_reshaped_output(model, self.actual.shape)
+        graph = self.alignment.candidate.graph
+        edges = None if slot.edges is None else tuple((graph.nodes[n].outputs[0], s) for n, s in sorted(slot.edges))
+        return Splice(slot.tensor, model, tuple(inputs), edges)
+
+    @cached_property
+    def _region(self) -> tuple[str, int, onnx.ModelProto, Mapping[str, Array]] | None:
+        """The nodes from right sources to the tensor that came out wrong, as a model of their own, and what it is fed."""
+        if self.origin.wrong is None:
+            return None
+        tensor, value = self.origin.wrong
+        found, graph = self.alignment, self.alignment.candidate.graph
+        forced = found.forced()
+        nodes, start = graph.region(tensor, forced)
+        borders = {name: value for value in self._border() if (name := self.holder(value)) is not None}
+        inside = {name for index in nodes for name in graph.nodes[index].outputs}
+        sources = {name: found.expected_for(name, forced[name]) for name in start if name in forced}
+        sources |= {n: a for n in start - set(sources) if (a := found.candidate.tapped.get(n)) is not None}
+        extra = {n: found.expected_for(n, v) for n, v in borders.items() if n not in inside and n not in sources}
+        return tensor, value, found.candidate.cut(tensor, nodes, sources | extra), sources | extra
+
+    def _border(self) -> set[int]:
+        """Every right value that the stretch, or what lies between it and the wrong tensor, starts from."""
+        wrong = () if self.origin.wrong is None else (self.origin.wrong[1],)
+        found: set[int] = set(self.inputs) | {self.value}
+        for value in (self.value, *wrong):
+            found |= set(reference_region(self.alignment, value)[1])
+        return found
+
+    def outcome(self, patch: Iterable[Change]) -> Array | None:
+        """The tensor that came out wrong, computed by the patched nodes; None when they cannot run."""
+        if self._region is None:
+            return None
+        tensor, _, model, feeds = self._region
+        try:
+            inside = [change for change in patch if addresses(model, change)]
+            part = self.alignment.candidate.part(patched(model, inside), feeds)
+            return part.outputs_with(()).get(tensor)
+        except (BackendError, PatchError):
+            return None
+
+    def holds(self, patch: Iterable[Change]) -> bool:
+        """Whether the patched nodes compute the right value, to the noise floor."""
+        return self._region is not None and self.alignment.holds(self._region[1], self.outcome(patch))
+
+    def gap(self, patch: Iterable[Change] = ()) -> float:
+        """The largest error of the tensor that came out wrong, after the patch; infinite when it cannot run."""
+        if self._region is None:
+            return float("inf")
+        expected, actual = self.alignment.reference.values[self._region[1]].array, self.outcome(patch)
+        if expected is None or actual is None or actual.size != expected.size or expected.dtype.kind not in "fiub":
+            return float("inf")
+        difference = np.abs(actual.reshape(-1).astype(np.float64) - expected.reshape(-1).astype(np.float64))
+        return float(difference.max(initial=0.0))
