@@ -122,26 +122,29 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
             inserted = _between(alignment, forced, early, slot.tensor)
             if inserted:
                 return Origin(early, slot, (), inserted, inserted=True, readers=tuple(sorted(sites)))
-            return _rewired(alignment, early, slot, tuple(sorted(sites)), tuple(sorted(nodes)))
+            ahead = set() if slot.tensor in forced else alignment.candidate.graph.region(slot.tensor, forced)[0]
+            return _rewired(alignment, early, slot, tuple(sorted(sites)), (tuple(sorted(nodes)), tuple(sorted(ahead))))
         kept, _ = reference_region(alignment, early)
         ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)
         return Origin(early, slot, tuple(sorted(kept)), tuple(sorted(ahead & nodes)))
     return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
 
 
-def _rewired(alignment: Alignment, value: int, slot: Slot, sites: tuple[int, ...], nodes: tuple[int, ...]) -> Origin:
+def _rewired(
+    alignment: Alignment, value: int, slot: Slot, sites: tuple[int, ...], nodes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> Origin:
     """A reader that reads something else than a value which the graph does compute.
 
-    Where nothing live holds the value any more, its own operator was cut off: that is the fault. Else the wires are
-    wrong between the two.
+    Where nothing live holds the value any more, its own operator was cut off, or became the second of the two groups of
+    nodes (those before the slot): that is the fault. Else the wires are wrong between the two.
     """
     maker = alignment.reference.producer(alignment.root(value))
     if maker is not None and not alignment.tensors_of(value) and not alignment.tensors_of(alignment.root(value)):
-        return Origin(value, slot, (maker.index,), ())
+        return Origin(value, slot, (maker.index,), nodes[1])
     if maker is None:  # an input of the model goes in where it should not: no layer of its own is at fault
-        return Origin(value, slot, (), nodes)
+        return Origin(value, slot, (), nodes[0])
     first = meaningful(alignment, sites)[:1]
-    return Origin(value, slot, tuple(first), nodes)
+    return Origin(value, slot, tuple(first), nodes[0])
 
 
 def reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:

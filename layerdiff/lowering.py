@@ -9,10 +9,13 @@ from __future__ import annotations
 import io
 import logging
 import operator
+import os
+import sys
 import warnings
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -200,6 +203,7 @@ def _log_softmax(x: Any, dim: int, _half_to_float: bool) -> Any:  # noqa: FBT001
 def _attention(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, **rest: Any) -> tuple[Any, ...]:  # noqa: FBT001, FBT002
     del dropout
     mask, scale = rest.get("attn_mask"), rest.get("scale")
+    k, v = _shared_heads(q, k, v)
     return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale),)
 
 
@@ -207,7 +211,14 @@ def _math_attention(
     q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, *rest: Any, **more: Any  # noqa: FBT001, FBT002
 ) -> tuple[Any, ...]:
     del dropout, rest
+    k, v = _shared_heads(q, k, v)
     return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=more.get("scale")),)
+
+
+def _shared_heads(q: Any, k: Any, v: Any) -> tuple[Any, Any]:
+    """Keys and values for each head, where several heads share them (grouped-query attention)."""
+    groups = q.shape[-3] // k.shape[-3] if q.ndim >= 4 else 1
+    return (k, v) if groups == 1 else (k.repeat_interleave(groups, -3), v.repeat_interleave(groups, -3))
 
 
 def _resized(mode: str) -> Callable[..., Any]:
@@ -279,14 +290,14 @@ def _export(module: nn.Module, args: tuple[torch.Tensor, ...], exporter: Exporte
             model = program.model_proto
             return model if opset >= 18 else onnx.version_converter.convert_version(model, opset)
         buffer = io.BytesIO()
-        torch.onnx.export(module, args, buffer, dynamo=False, opset_version=opset)
+        with _no_native_output():
+            torch.onnx.export(module, args, buffer, dynamo=False, opset_version=opset)
         return onnx.load_from_string(buffer.getvalue())
 
 
 @contextmanager
 def _silent() -> Iterator[None]:
     """Exporters print, warn and log at length; their failures are answers here."""
-    torch._C._jit_set_onnx_log_enabled(False)  # noqa: SLF001  torch's own verbose=False leaves it on
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -299,3 +310,20 @@ def _silent() -> Iterator[None]:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
+
+@contextmanager
+def _no_native_output() -> Iterator[None]:
+    """The older exporter writes the graph that it could not express to the process's stdout, from C++."""
+    sys.stdout.flush()
+    try:
+        kept = os.dup(1)
+    except OSError:  # no stdout: nothing to silence
+        yield
+        return
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 1)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)

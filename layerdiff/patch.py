@@ -71,6 +71,16 @@ class Splice:
     edges: tuple[tuple[str, int], ...] | None = None
 
 
+# What a splice computes that only leads readers elsewhere.
+IDENTITY = helper.make_model(
+    helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "identity",
+        [helper.make_empty_tensor_value_info("x")],
+        [helper.make_empty_tensor_value_info("y")],
+    )
+)
+
 Change = SetAttribute | SetConstant | Rewire | SetOperator | Splice
 Patch = tuple[Change, ...]
 
@@ -196,6 +206,8 @@ def _take_over_name(graph: onnx.GraphProto, tensor: str, corrected: str) -> None
 
 def _import_domains(model: onnx.ModelProto, small: onnx.ModelProto) -> None:
     known = {entry.domain for entry in model.opset_import}
+    if small is IDENTITY:
+        return
     model.opset_import.extend(entry for entry in small.opset_import if entry.domain not in known)
     model.functions.extend(small.functions)
     model.ir_version = max(model.ir_version, min(small.ir_version, 10))

@@ -12,7 +12,7 @@ from layerdiff.align import align
 from layerdiff.backends import OnnxRuntime
 from layerdiff.candidate import Candidate
 from layerdiff.capture import capture
-from layerdiff.diagnose import DIAGNOSERS, Stretch, explain
+from layerdiff.diagnose import Stretch, explain_all
 from layerdiff.environment import environment
 from layerdiff.errors import InputError
 from layerdiff.findings import diffuse, finding
@@ -145,10 +145,7 @@ class _Job:
         found = [finding(alignment, o, floor, self.tolerance, h) for o, h in zip(origins, proofs, strict=True)]
         everywhere = diffuse(alignment, rounded, outputs)
         bar.stage("naming the cause")
-        explained = [
-            explain(Stretch(alignment, origin, divergence), DIAGNOSERS)
-            for origin, (_, divergence) in zip(origins, found, strict=True)
-        ]
+        explained = explain_all([Stretch(alignment, o, d) for o, (_, d) in zip(origins, found, strict=True)])
         bar.stage("writing the report")
         accused = {call: origin.sites for (call, _), origin in zip(found, origins, strict=True)}
         book = LayerBook(alignment, floor, self.tolerance, accused, rounded)

@@ -144,6 +144,12 @@ def _what_was_folded(
     ]
     if batch is not None:
         ways += _ways_with_batch(norm, *batch)
+    if _near(bias, norm.shift(norm.factor, norm.mean, norm.beta)) and np.any(norm.beta - norm.factor * norm.mean):
+        # A fold makes the bias with the same factors: they were right, and the weight was scaled besides.
+        wrong = np.flatnonzero(np.abs(factor - norm.factor) > _EQUAL * np.abs(norm.factor).max())
+        scale = (factor[wrong] / norm.factor[wrong]).tolist()
+        text = f"The weight before it is scaled in channel {', '.join(map(str, wrong[:8]))} of {factor.size}."
+        return "weights", text, {"channels": wrong.tolist(), "factor": scale[:8]}
     for cause, text, wanted_factor, wanted_bias in ways:
         if _near(factor, wanted_factor) and _near(bias, wanted_bias):
             return cause, text, {}

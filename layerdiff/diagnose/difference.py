@@ -6,7 +6,7 @@ of one operator is compared attribute by attribute and operand by operand, defau
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,17 @@ class What(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """An input slot of a node in the file, and whether the file keeps the numbers there transposed."""
+
+    node: str
+    slot: int
+    transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference. `node` is the node in the file (None when missing), `wanted_node` what it should be.
+    """One difference, and where in the file it is to be mended. `node` is the node in the file (None when missing), `wanted_node` what it should be.
 
     `name` is an attribute's name; `slot` an input slot; `wanted` and `got` are attribute values, numbers or tensors.
     """
@@ -51,6 +60,7 @@ class Difference:
     slot: int = -1
     wanted: Any = field(default=None, compare=False)
     got: Any = field(default=None, compare=False)
+    place: Place | None = None
 
     @property
     def op(self) -> str:
@@ -62,11 +72,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class Part:
-    """A few nodes of a graph in order, with the numbers of their constant operands."""
+    """A few nodes of a graph in order, with the numbers of their constant operands.
+
+    A Gemm stands here as the MatMul and the Add that it is, so that it compares with exporters that write those; where
+    the operands of such a node really are is in `places`.
+    """
 
     graph: Graph
     nodes: tuple[Node, ...]
     constants: Mapping[str, Array]
+    places: Mapping[tuple[str, int], Place] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, indices: Iterable[int], constants: Mapping[str, Array]) -> Part:
@@ -84,7 +99,35 @@ class Part:
         for index in sorted(wanted):
             if index not in order:
                 visit(index)
-        return cls(graph, tuple(graph.nodes[i] for i in order if graph.nodes[i].op != "Identity"), constants)
+        part = cls(graph, (), dict(constants), {})
+        nodes = [piece for i in order if graph.nodes[i].op != "Identity" for piece in part.taken_apart(graph.nodes[i])]
+        return replace(part, nodes=tuple(nodes))
+
+    def taken_apart(self, node: Node) -> tuple[Node, ...]:
+        """A Gemm with a constant matrix as a MatMul and an Add; any other node as it is."""
+        attributes = node.attributes
+        beta = attributes.get("beta", 1.0)
+        plain = not attributes.get("transA") and attributes.get("alpha", 1.0) == 1.0 and beta in (0.0, 1.0)
+        if node.op != "Gemm" or node.domain or not plain or node.inputs[1] not in self.constants:
+            return (node,)
+        assert isinstance(self.constants, dict)
+        assert isinstance(self.places, dict)
+        output, transposed = node.outputs[0], bool(attributes.get("transB"))
+        matrix = f"{node.inputs[1]}/as_read_by/{output}"
+        array = self.constants[node.inputs[1]]
+        self.constants[matrix] = array.T if transposed else array
+        biased = len(node.inputs) > 2 and bool(node.inputs[2]) and beta == 1.0
+        made = f"{output}/product" if biased else output
+        self.places[made, 1] = Place(output, 1, transposed)
+        product = replace(node, op="MatMul", inputs=(node.inputs[0], matrix), outputs=(made,), attributes={})
+        if not biased:
+            return (product,)
+        self.places[output, 1] = Place(output, 2)
+        return (product, replace(node, op="Add", inputs=(made, node.inputs[2]), attributes={}))
+
+    def place(self, node: Node, slot: int) -> Place:
+        """Where an operand is in the file."""
+        return self.places.get((node.outputs[0], slot), Place(node.outputs[0], slot))
 
 
 def differences(wanted: Part, got: Part, sources: Mapping[str, frozenset[str]]) -> list[Difference]:
@@ -215,11 +258,12 @@ def _operands(
             continue
         if a is not None and b is not None:
             if not same(a, b):
-                found.append(Difference(What.CONSTANT, g, f, "", slot, a, b))
+                found.append(Difference(What.CONSTANT, g, f, "", slot, a, b, got.place(g, slot)))
         elif a is not None or b is not None or not left or not right:
-            found.append(Difference(What.CONSTANT, g, f, "", slot, left if a is None else a, right if b is None else b))
+            pair_of = (left if a is None else a, right if b is None else b)
+            found.append(Difference(What.CONSTANT, g, f, "", slot, *pair_of, got.place(g, slot)))
         elif (into := tensors.get(_plain(wanted.graph, left))) and {right, _plain(got.graph, right)}.isdisjoint(into):
-            found.append(Difference(What.WIRING, g, f, "", slot, into, right))
+            found.append(Difference(What.WIRING, g, f, "", slot, into, right, got.place(g, slot)))
     return [] if _only_commuted(f, found) else found
 
 

@@ -11,7 +11,7 @@ from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.graph import RANDOM
 from layerdiff.model import Kind
-from layerdiff.patch import Rewire
+from layerdiff.patch import IDENTITY, Rewire, Splice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +27,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     more; then the nodes are all the model's own, and only differ.
     """
     if stretch.divergence.kind is not Kind.INSERTED:
+        yield from _behind_the_value(stretch)
         return
     wide = stretch.widened().comparison
     if wide is not None and not any(d.what in (What.EXTRA, What.MISSING) for d in wide.differences):
@@ -35,6 +36,19 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     cause = _cause(stretch, set(ops))
     text = f"{', '.join(ops)} stand behind {stretch.divergence.layer or 'the input'} and change what it passes on."
     yield Hypothesis(cause, text, {"nodes": [n.name for n in stretch.nodes], "operators": ops}, _bypassed(stretch))
+
+
+def _behind_the_value(stretch: Stretch) -> Iterator[Hypothesis]:
+    """One, where the accused nodes read what they should give out."""
+    found = stretch.alignment
+    for name in dict.fromkeys(name for node in stretch.nodes for name in node.inputs):
+        actual = found.isolated.get(name)
+        if name == stretch.origin.slot.tensor or actual is None or not found.holds(stretch.value, actual):
+            continue
+        ops = list(dict.fromkeys(node.op for node in stretch.nodes if node.op != "Constant"))
+        text = f"{', '.join(ops)} change what {stretch.divergence.layer or 'the model'} gives out."
+        evidence = {"nodes": [n.name for n in stretch.nodes], "operators": ops}
+        yield Hypothesis(_cause(stretch, set(ops)), text, evidence, (Splice(stretch.origin.slot.tensor, IDENTITY, (("x", name),)),))
 
 
 def _cause(stretch: Stretch, ops: set[str]) -> str:

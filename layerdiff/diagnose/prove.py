@@ -8,8 +8,9 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.lowering import Exporter
 from layerdiff.model import Diagnosis
-from layerdiff.patch import Splice
+from layerdiff.patch import SetAttribute, SetConstant, Splice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -36,18 +37,29 @@ class _Tried:
     gap: float
 
 
-def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> Explained:
+def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool = True) -> Explained:
     """The cause of one origin: the verified hypothesis that changes least, else the most likely one, else unknown.
 
-    Single changes are tried first, then as few of them together as it takes, then whole stretches put in place.
+    Single changes are tried first, then as few of them together as it takes, then whole stretches put in place. The
+    stretch is lowered by the quick exporter first, and by the slow one (if `thorough`) where that proved nothing.
     """
-    proposed, failed = _proposed(stretch, diagnosers)
-    single = [h for h in proposed if not _splices(h)]
-    tried = [_try(stretch, hypothesis) for hypothesis in single]
-    if not any(t.verified for t in tried):
-        tried += _together(stretch, single)
-    if not any(t.verified for t in tried):
-        tried += [_try(stretch, hypothesis) for hypothesis in proposed if _splices(hypothesis)]
+    tried: list[_Tried] = []
+    whole: list[tuple[Stretch, Hypothesis]] = []
+    failed: list[str] = []
+    for exporter in tuple(Exporter) if thorough else (Exporter.TORCHSCRIPT,):
+        lowered = stretch.by(exporter)
+        proposed, errors = _proposed(lowered, diagnosers)
+        failed += errors
+        single = [h for h in proposed if not _splices(h)]
+        whole += [(lowered, h) for h in proposed if _splices(h)]
+        tried += [_try(lowered, hypothesis) for hypothesis in single]
+        if not any(t.verified for t in tried):
+            tried += _together(lowered, single)
+        if any(t.verified for t in tried):
+            break
+    else:
+        whole.sort(key=lambda pair: len(pair[0].comparison.differences) if pair[0].comparison else 0)
+        tried += [_try(lowered, hypothesis) for lowered, hypothesis in whole]
     verified = [t for t in tried if t.verified]
     winner = min(verified, key=lambda t: len(t.hypothesis.patch or ())) if verified else _likeliest(tried)
     return _explained(stretch, winner, tried, failed)
@@ -90,17 +102,26 @@ def _try(stretch: Stretch, hypothesis: Hypothesis) -> _Tried:
 
 
 def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[_Tried]:
-    """As few of the changes as cure together: one fault can touch several attributes, and a layer can have two."""
-    needed = [h for h in single if h.patch]
-    if len(needed) < 2 or not stretch.holds(_changes(needed)):
-        return []
-    for hypothesis in list(needed):
-        fewer = [h for h in needed if h is not hypothesis]
-        if fewer and stretch.holds(_changes(fewer)):
-            needed = fewer
-    text = " ".join(dict.fromkeys(h.summary for h in needed))
-    evidence = dict(needed[0].evidence) | {"together_with": [dict(h.evidence) for h in needed[1:]]}
-    return [_try(stretch, Hypothesis(needed[0].cause, text, evidence, _changes(needed), needed[0].remedy))]
+    """As few of the changes as cure together: one fault can touch several attributes, and a layer can have two.
+
+    Numbers alone are tried first, then attributes, then both: where an optimiser moved transposes about, differences in
+    wiring are no faults.
+    """
+    changing = [h for h in single if h.patch]
+    numbers = [h for h in changing if all(isinstance(change, SetConstant) for change in h.patch or ())]
+    settings = [h for h in changing if all(isinstance(change, SetAttribute) for change in h.patch or ())]
+    for group in (numbers, settings, [*settings, *numbers], changing):
+        if len(group) < 2 or not stretch.holds(_changes(group)):
+            continue
+        needed = group
+        for hypothesis in group:
+            fewer = [h for h in needed if h is not hypothesis]
+            if fewer and stretch.holds(_changes(fewer)):
+                needed = fewer
+        text = " ".join(dict.fromkeys(h.summary for h in needed))
+        evidence = dict(needed[0].evidence) | {"together_with": [dict(h.evidence) for h in needed[1:]]}
+        return [_try(stretch, Hypothesis(needed[0].cause, text, evidence, _changes(needed), needed[0].remedy))]
+    return []
 
 
 def _changes(hypotheses: Iterable[Hypothesis]) -> Patch:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from layerdiff.diagnose.difference import RESHAPING, What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import cause_by_site, cause_of
-from layerdiff.diagnose.weights import wrong_parameter
+from layerdiff.diagnose.semantics import cause_by_site, cause_of, mask_values
+from layerdiff.diagnose.weights import parameter_behind
 from layerdiff.model import Kind
+from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,17 +33,39 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
 
 def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
     ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
+    absent = ", ".join(dict.fromkeys(d.op for d in differences))
     if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes:
-        return "dropped-op", f"{ops} is missing from the file."
+        return _dropped(stretch), f"{ops} is missing from the file."
     kinds = {d.what for d in differences}
     if kinds == {What.MISSING}:
-        return "dropped-op", f"{', '.join(dict.fromkeys(d.op for d in differences))} is missing from the file."
+        bias = _bias_of(stretch, differences)
+        if bias is not None:
+            return "weights", f"{bias} is absent from the file."
+        return _dropped(stretch), f"{absent} is missing from the file."
     if kinds == {What.EXTRA}:
-        return "extra-op", f"{', '.join(dict.fromkeys(d.op for d in differences))} is in the file and not in the model."
+        return "extra-op", f"{absent} is in the file and not in the model."
     if len(differences) == 1 and (cause := cause_of(differences[0])) is not None:
         return cause, f"{ops} became something else in the file."
-    wrong = wrong_parameter(stretch)
-    if wrong is not None:
-        return "weights", f"{wrong} is not the model's in the file."
     nodes = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
     return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
+
+
+def _dropped(stretch: Stretch) -> str:
+    """What was lost: a mask, or any other operator."""
+    reference = stretch.alignment.reference
+    for site in stretch.sites:
+        operands = [reference.values[index].array for index in site.inputs]
+        if base_name(site.op) in ("masked_fill", "tril", "triu") or any(a is not None and mask_values(a) for a in operands):
+            return "masking"
+    return "dropped-op"
+
+
+def _bias_of(stretch: Stretch, differences: list[Difference]) -> str | None:
+    """The parameter that a missing addition would have added."""
+    comparison = stretch.comparison
+    if comparison is None or len(differences) != 1 or differences[0].op != "Add":
+        return None
+    node = differences[0].wanted_node
+    arrays = [comparison.constants.get(name) for name in (() if node is None else node.inputs)]
+    names = [parameter_behind(stretch, array) for array in arrays if array is not None]
+    return next((name for name in names if name is not None), None)

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerdiff.diagnose.difference import RESHAPING, Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.operators import ACTIVATIONS, ONNX_ACTIVATIONS, base_name
+from layerdiff.operators import ACTIVATIONS, ONNX_ACTIVATIONS, base_name, likeness
 from layerdiff.patch import Change, Rewire, SetAttribute, SetConstant, SetOperator
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         return
     for difference in stretch.comparison.differences:
         change = change_for(stretch, difference)
-        cause = cause_of(difference)
+        cause = _around(stretch, difference) or cause_of(difference)
         if change is None or cause is None:
             continue
         node = difference.node
@@ -87,6 +87,19 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             },
             (change,),
         )
+
+
+def _around(stretch: Stretch, difference: Difference) -> str | None:
+    """The cause, where a node reads the result of one that should not be there: to read past it is the cure."""
+    graph = stretch.alignment.candidate.graph
+    between = graph.producer.get(difference.got) if difference.what is What.WIRING else None
+    extra = [d.node for d in stretch.comparison.differences if d.what is What.EXTRA] if stretch.comparison else []
+    node = next((n for n in extra if n is not None and n.index == between), None)
+    if node is None:
+        return None
+    arrays = [array for name in node.inputs if (array := stretch.constant(name)) is not None]
+    masks = node.op in ("Where", "Trilu") or any(mask_values(array) for array in arrays)
+    return "masking" if masks else "extra-op"
 
 
 def cause_of(difference: Difference) -> str | None:
@@ -113,7 +126,7 @@ def cause_of(difference: Difference) -> str | None:
 def _replaced(wanted: str, got: str) -> str:
     if {wanted, got} <= ONNX_ACTIVATIONS | {"Sin", "Cos", "Exp", "Abs", "Erf", "Sqrt", "Log", "Neg"}:
         return "activation"
-    if wanted in POOLS or got in POOLS:
+    if wanted in POOLS or got in POOLS or {wanted, got} <= REDUCTIONS:
         return "pooling"
     return _BY_OPERATOR.get(wanted, "dropped-op")
 
@@ -148,19 +161,27 @@ def change_for(stretch: Stretch, difference: Difference) -> Change | None:
         return None
     if difference.what is What.ATTRIBUTE:
         return SetAttribute(node.outputs[0], difference.name, difference.wanted)
-    if difference.what is What.CONSTANT and isinstance(difference.wanted, np.ndarray):
-        return SetConstant(node.outputs[0], difference.slot, difference.wanted)
-    if difference.what is What.WIRING:
-        tensor = next(iter(sorted(difference.wanted)))
-        return Rewire(node.outputs[0], difference.slot, tensor)
+    place = difference.place
+    if difference.what is What.CONSTANT and isinstance(difference.wanted, np.ndarray) and place is not None:
+        right = difference.wanted.T if place.transposed else difference.wanted
+        return SetConstant(place.node, place.slot, _as_shaped(right, difference.got))
+    if difference.what is What.WIRING and place is not None:
+        return Rewire(place.node, place.slot, min(difference.wanted))
     if difference.what is What.OPERATOR and wanted is not None and len(wanted.inputs) == len(node.inputs):
         return SetOperator(node.outputs[0], wanted.op, tuple(sorted(wanted.attributes.items())))
     if difference.what is What.CONSTANT and isinstance(difference.wanted, str) and difference.wanted:
         inputs = {} if stretch.comparison is None else stretch.comparison.fresh.inputs
         value = inputs.get(difference.wanted)
         tensor_name = None if value is None else stretch.holder(value)
-        return None if tensor_name is None else Rewire(node.outputs[0], difference.slot, tensor_name)
+        return None if tensor_name is None or place is None else Rewire(place.node, place.slot, tensor_name)
     return None
+
+
+def _as_shaped(right: np.ndarray[Any, Any], got: Any) -> np.ndarray[Any, Any]:
+    """The right numbers, in the file's shape where only axes of length one differ."""
+    if isinstance(got, np.ndarray) and got.size == right.size and np.squeeze(got).shape == np.squeeze(right).shape:
+        return right.reshape(got.shape)
+    return right
 
 
 def text_of(difference: Difference) -> str:
@@ -196,21 +217,29 @@ def shown(value: Any) -> Any:
 
 
 def cause_by_site(stretch: Stretch) -> str:
-    """What the reference operators suggest, where the file's nodes are altogether different ones."""
-    names = [base_name(site.op) for site in stretch.sites]
-    for name in reversed(names):
-        if name in ACTIVATIONS:
-            return "activation"
-        if "pool" in name:
-            return "pooling"
-        if name.startswith("upsample") or name in ("grid_sampler_2d", "grid_sampler_3d"):
-            return "resize"
-        if "_pad" in name:
-            return "padding"
-        if "attention" in name:
-            return "masking"
-        if name.startswith("nn."):
-            return "recurrent"
-        if name in _BY_SITE:
-            return _BY_SITE[name]
-    return "constant" if {"mul", "div", "add", "sub", "rsub", "pow"} & set(names) else "unknown"
+    """What the reference operators suggest, where the file's nodes are altogether different ones.
+
+    Of several operators those count whose own nodes differ.
+    """
+    wanted = [] if stretch.comparison is None else [d.op for d in stretch.comparison.differences]
+    differing = [site for site in stretch.sites if any(likeness(site.op, op) > 0 for op in wanted)]
+    for site in reversed(differing or stretch.sites):
+        cause = _of_site(base_name(site.op))
+        if cause is not None:
+            return cause
+    names = {base_name(site.op) for site in stretch.sites}
+    return "constant" if {"mul", "div", "add", "sub", "rsub", "pow"} & names else "unknown"
+
+
+def _of_site(name: str) -> str | None:
+    if name in ACTIVATIONS:
+        return "activation"
+    if "pool" in name:
+        return "pooling"
+    if name.startswith("upsample") or name in ("grid_sampler_2d", "grid_sampler_3d"):
+        return "resize"
+    if "_pad" in name:
+        return "padding"
+    if "attention" in name:
+        return "masking"
+    return "recurrent" if name.startswith("nn.") else _BY_SITE.get(name)

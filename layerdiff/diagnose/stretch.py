@@ -35,15 +35,13 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-CLOSE = 2
-
-
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """What the stretch should have become, and every difference to it."""
 
     fresh: Lowered
     differences: tuple[Difference, ...]
+    constants: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,7 @@ class Stretch:
     alignment: Alignment
     origin: Origin
     divergence: Divergence
+    exporter: Exporter = Exporter.TORCHSCRIPT
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
@@ -129,18 +128,12 @@ class Stretch:
 
     @cached_property
     def comparison(self) -> Comparison | None:
-        """The accused nodes beside what the stretch should have become, by the exporter that comes closest.
+        """The accused nodes beside what the stretch should have become; None where the exporter cannot express it."""
+        return self._compared(self.exporter)
 
-        The second exporter is far slower; it is asked where the first one's result looks altogether different.
-        """
-        found = []
-        for exporter in Exporter:
-            compared = self._compared(exporter)
-            if compared is not None:
-                found.append(compared)
-                if len(compared.differences) <= CLOSE:
-                    break
-        return min(found, key=lambda c: len(c.differences), default=None)
+    def by(self, exporter: Exporter) -> Stretch:
+        """The same stretch, lowered by another exporter."""
+        return replace(self, exporter=exporter)
 
     def widened(self) -> Stretch:
         """The same origin as it was before trials narrowed it down: up to the tensor that came out wrong."""
@@ -157,7 +150,7 @@ class Stretch:
             nodes=tuple(sorted(nodes)),
             inserted=False,
         )
-        return Stretch(self.alignment, origin, self.divergence)
+        return replace(self, origin=origin)
 
     def _compared(self, exporter: Exporter) -> Comparison | None:
         reference, graph = self.alignment.reference, self.alignment.candidate.graph
@@ -171,7 +164,7 @@ class Stretch:
         wanted = Part.of(part.graph, range(len(part.graph.nodes)), part.constants)
         got = Part.of(graph, self.origin.nodes, self.alignment.candidate.constants)
         sources = {name: frozenset(self._holders(value)) for name, value in fresh.inputs.items()}
-        return Comparison(fresh, tuple(differences(wanted, got, sources)))
+        return Comparison(fresh, tuple(differences(wanted, got, sources)), wanted.constants)
 
     def splice(self, fresh: Lowered) -> Splice | None:
         """The change that puts the fresh nodes in place of the accused ones; None where an input is nowhere in the file."""

@@ -10,6 +10,7 @@ from layerdiff.align.weights import Tie, relation
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import RECURRENT, change_for, shown
+from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from layerdiff.diagnose.stretch import Stretch
 
     Array = np.ndarray[Any, Any]
+
+_LOOKUPS = frozenset({"embedding", "index_select", "index", "gather", "slice", "select", "narrow"})
 
 
 def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
@@ -28,7 +31,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             continue
         name = parameter_behind(stretch, difference.wanted)
         change = change_for(stretch, difference)
-        if name is None or change is None or difference.op == "BatchNormalization":
+        if name is None or change is None:
             continue
         if not isinstance(difference.got, np.ndarray) or difference.got.size != difference.wanted.size:
             text, evidence = f"{name} is absent from {difference.op}.", {"got": shown(difference.got)}
@@ -44,6 +47,9 @@ def parameter_behind(stretch: Stretch, wanted: Array) -> str | None:
     """The parameter of the stretch that a right constant is (in any layout), or was made from by a fold."""
     if wanted.dtype.kind != "f" or wanted.size < 2:
         return None
+    table = _folded_table(stretch, wanted)
+    if table is not None:
+        return table
     best: tuple[int, str] | None = None
     for site in stretch.sites:
         for name, array in stretch.parameters(site).items():
@@ -54,6 +60,33 @@ def parameter_behind(stretch: Stretch, wanted: Array) -> str | None:
             if tie is not None and (best is None or rank < best[0]):
                 best = (rank, name)
     return None if best is None else best[1]
+
+
+def _folded_table(stretch: Stretch, wanted: Array) -> str | None:
+    """The table that a constant was looked up in: exporters fold the embedding of positions away."""
+    reference = stretch.alignment.reference
+    for value in {v for site in stretch.sites for v in site.inputs}:
+        known = reference.values[value]
+        if not known.constant or known.array is None or known.array.size != wanted.size:
+            continue
+        if np.array_equal(known.array.reshape(-1), wanted.reshape(-1).astype(known.array.dtype)):
+            return next(iter(_tables(stretch, value)), None)
+    return None
+
+
+def _tables(stretch: Stretch, value: int) -> list[str]:
+    """The parameters that a constant value was looked up in (not those that something was computed from)."""
+    reference = stretch.alignment.reference
+    found, todo, seen = [], [value], set()
+    while todo:
+        known = reference.values[todo.pop()]
+        maker = None if known.site is None else reference.sites[known.site]
+        if known.parameter is not None:
+            found.append(known.parameter)
+        elif maker is not None and known.index not in seen and (only_moves(maker.op) or base_name(maker.op) in _LOOKUPS):
+            seen.add(known.index)
+            todo += maker.inputs
+    return [name for name in found if reference.parameters[name].dtype.kind == "f"]
 
 
 def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple[str, dict[str, Any]]:
@@ -115,18 +148,3 @@ def _rounded_to(w: Array, g: Array) -> str:
     if 2 < values.size <= 256 and steps.size and np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=1e-2):
         return "an 8-bit grid" if values.size > 16 else "a 4-bit grid"
     return ""
-
-
-def wrong_parameter(stretch: Stretch) -> str | None:
-    """A parameter of the stretch that the accused nodes hold only nearly, or not at all while they hold one of its size.
-
-    It needs no comparison node by node: for nodes that an optimiser has fused or split.
-    """
-    for site in stretch.sites:
-        for name, array in stretch.parameters(site).items():
-            if array.size < 2 or array.dtype.kind != "f":
-                continue
-            held = [relation(array, a) for _, _, a in stretch.constants if a.size == array.size and a.dtype.kind == "f"]
-            if held and Tie.EXACT not in held and Tie.SCALED not in held:
-                return name
-    return None
