@@ -108,6 +108,10 @@ class Candidate:
         """Another model, such as a changed part of this one, on the same runtime."""
         return Candidate(model, Graph(model, take_apart=False), self._backend, feeds)
 
+    def fed(self, feeds: Mapping[str, Array]) -> Candidate:
+        """The same graph with other inputs."""
+        return Candidate(self._source, self.graph, self._backend, feeds)
+
     def cut(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
         """The model of a few nodes alone: from the sources to one tensor."""
         return self.graph.rewritten([target], nodes=nodes, sources=sources)

@@ -19,6 +19,7 @@ import onnx.inliner
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
+from onnx.reference import ReferenceEvaluator
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from layerdiff.errors import InputError, ModelFileError
@@ -389,6 +390,30 @@ def _scope(proto: onnx.NodeProto) -> str:
             before = f"{before}{last}."
         last = part
     return before + last
+
+
+def in_double(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
+    """The one output of a small model, computed in double precision; None where that is not possible."""
+    wide = onnx.ModelProto.FromString(model.SerializeToString())
+    for tensor in wide.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor).astype(np.float64), tensor.name))
+    for node in wide.graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = onnx.TensorProto.DOUBLE
+            if attribute.HasField("t") and attribute.t.data_type == onnx.TensorProto.FLOAT:
+                attribute.t.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(attribute.t).astype(np.float64)))
+    for port in wide.graph.input:
+        if port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            port.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    fed = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in feeds.items()}
+    try:
+        with np.errstate(all="ignore"):
+            result = ReferenceEvaluator(wide).run(None, fed)[0]
+    except Exception:  # noqa: BLE001  the evaluator raises whatever numpy does
+        return None
+    return np.asarray(result)
 
 
 def default_attributes(op: str, domain: str, opset: int) -> dict[str, Any]:

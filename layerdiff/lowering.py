@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import operator
 import os
 import sys
@@ -243,6 +244,25 @@ def _max_pool(dims: int) -> Callable[..., tuple[Any, ...]]:
     return run
 
 
+def _log_sigmoid(x: Any) -> tuple[Any, ...]:
+    """``log σ(x) = -softplus(-x)``: exporters write the logarithm of a sigmoid, which is -inf where that underflows."""
+    return (-F.softplus(-x),)
+
+
+def _average_pool(dims: int) -> Callable[..., Any]:
+    """Average pooling; ONNX has no divisor of one's own, so the average over the whole window is scaled to it."""
+    pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
+
+    def run(x: Any, kernel: Any, stride: Any = (), padding: Any = 0, *rest: Any) -> Any:
+        ceil, include, divisor = (*rest, *(False, True, None)[len(rest) :])
+        size = list(kernel) if len(kernel) == dims else list(kernel) * dims
+        if divisor is None:
+            return pool(x, size, list(stride) or None, padding, ceil, include)
+        return pool(x, size, list(stride) or None, padding, ceil, True) * (math.prod(size) / divisor)  # noqa: FBT003
+
+    return run
+
+
 def _operators(table: Mapping[str, Callable[..., Any]]) -> dict[Any, Callable[..., Any]]:
     """By overload, for those that this torch has."""
     found = {}
@@ -264,6 +284,14 @@ _RAISED = _operators(
         "native_layer_norm": _layer_norm,
         "native_group_norm": _group_norm,
         "_softmax": _softmax,
+        "log_sigmoid_forward": _log_sigmoid,
+        "avg_pool2d": _average_pool(2),
+        "avg_pool3d": _average_pool(3),
+        "_unsafe_view": lambda x, size: x.reshape(size),
+        "_reshape_alias": lambda x, size, _stride: x.reshape(size),
+        "_prelu_kernel": lambda x, weight: F.prelu(x, weight.reshape(-1)),
+        "_adaptive_avg_pool2d": F.adaptive_avg_pool2d,
+        "_adaptive_avg_pool3d": F.adaptive_avg_pool3d,
         "_to_copy": lambda x, dtype=None, **_: x.to(dtype or x.dtype),
         "_safe_softmax": lambda x, dim, *_: F.softmax(x, dim),
         "_log_softmax": _log_softmax,

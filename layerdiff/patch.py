@@ -6,7 +6,7 @@ any part of it. So a patch that was proven on a small region is applied to the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,11 +106,16 @@ def patched(model: onnx.ModelProto, patch: Iterable[Change]) -> onnx.ModelProto:
     return result
 
 
-def addresses(model: onnx.ModelProto, change: Change) -> bool:
-    """Whether a change is about something that the model has: a part of a file holds only some of the nodes."""
-    if isinstance(change, Splice):
-        return True
-    return any(change.node in node.output for node in model.graph.node)
+def within(model: onnx.ModelProto, patch: Iterable[Change]) -> Patch:
+    """What of a patch is about nodes that the model has: a part of a file holds only some of them."""
+    known = {name for node in model.graph.node for name in node.output}
+    found: list[Change] = []
+    for change in patch:
+        if isinstance(change, Splice) and change.edges is not None:
+            found.append(replace(change, edges=tuple(edge for edge in change.edges if edge[0] in known)))
+        elif isinstance(change, Splice) or change.node in known:
+            found.append(change)
+    return tuple(found)
 
 
 def _change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Rewire | SetOperator) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerdiff.diagnose import batchnorm, inserted, relowered, semantics, weights
+from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.prove import Explained, explain
 from layerdiff.diagnose.stretch import Stretch
@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 # In the order in which they are heard; of two that are proven with changes of one size the first wins.
 DIAGNOSERS: tuple[Diagnoser, ...] = (
     inserted.hypotheses,
+    formats.hypotheses,
     batchnorm.hypotheses,
     weights.hypotheses,
     semantics.hypotheses,
+    numerics.hypotheses,
     relowered.hypotheses,
 )
 

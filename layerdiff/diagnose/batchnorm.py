@@ -15,7 +15,7 @@ import numpy as np
 from layerdiff.align.weights import channel_factors
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import change_for
+from layerdiff.diagnose.semantics import changes_for
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -55,7 +55,8 @@ class _Norm:
 
 
 def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
-    """One, where a BatchNorm was folded into the accused node and the fold is not the model's."""
+    """One, where a BatchNorm trains in the file, or was folded into the accused node and the fold is not the model's."""
+    yield from _training(stretch)
     heavy = next((s for s in stretch.sites if base_name(s.op) in HEAVY), None)
     norm = next((s for s in stretch.sites if "batch_norm" in base_name(s.op)), None)
     if heavy is None or norm is None or any(node.op == "BatchNormalization" for node in stretch.nodes):
@@ -74,10 +75,23 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         yield Hypothesis(cause, text, evidence, changes, "export again with the model in eval mode")
 
 
+def _training(stretch: Stretch) -> Iterator[Hypothesis]:
+    """One for a BatchNormalization that uses the statistics of its batch, with all else that the export moved in it."""
+    differences = () if stretch.comparison is None else stretch.comparison.differences
+    for difference in differences:
+        if difference.name != "training_mode" or difference.node is None:
+            continue
+        own = [d for d in differences if d.node is difference.node]
+        patch = tuple(change for d in own for change in changes_for(stretch, d))
+        text = "BatchNormalization uses the statistics of the batch: the model was exported in train mode."
+        remedy = "model.eval()  # before torch.onnx.export"
+        yield Hypothesis("training-mode", text, {"node": difference.node.name, "training_mode": 1}, patch, remedy)
+
+
 def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
     own = stretch.parameters(heavy)
-    weight = next((a for n, a in own.items() if a.ndim >= 2), None)
-    bias = next((a for n, a in own.items() if a.ndim == 1), None)
+    weight = next((a for a in own.values() if a.ndim >= 2), None)
+    bias = next((a for a in own.values() if a.ndim == 1), None)
     stored = {name.rpartition(".")[2]: array for name, array in stretch.parameters(norm).items()}
     if weight is None or "running_var" not in stored:
         return None
@@ -100,7 +114,7 @@ def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, 
         weight = next((a for a in constants if a.shape == norm.weight.shape), None)
         bias = next((a for a in constants if a.size == channels and a.ndim <= 1), np.zeros(channels))
         found = [d for d in comparison.differences if d.node is node and d.what is What.CONSTANT]
-        changes = tuple(change for d in found if (change := change_for(stretch, d)) is not None)
+        changes = tuple(change for d in found for change in changes_for(stretch, d))
         if weight is not None and changes:
             yield node, weight.astype(np.float64), bias.astype(np.float64), changes
 

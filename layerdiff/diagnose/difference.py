@@ -32,6 +32,7 @@ class What(str, Enum):
     ATTRIBUTE = "attribute"
     CONSTANT = "constant"
     WIRING = "wiring"
+    EXCHANGED = "exchanged"  # two operands stand in each other's place
     OPERATOR = "operator"
     MISSING = "missing"
     EXTRA = "extra"
@@ -264,12 +265,16 @@ def _operands(
             found.append(Difference(What.CONSTANT, g, f, "", slot, *pair_of, got.place(g, slot)))
         elif (into := tensors.get(_plain(wanted.graph, left))) and {right, _plain(got.graph, right)}.isdisjoint(into):
             found.append(Difference(What.WIRING, g, f, "", slot, into, right, got.place(g, slot)))
-    return [] if _only_commuted(f, found) else found
+    if not _exchanged(found):
+        return found
+    if f.op in ("Add", "Mul", "Max", "Min", "And", "Or", "Equal"):
+        return []
+    return [Difference(What.EXCHANGED, g, f, "", 0, rights[1], rights[0], got.place(g, 0))]
 
 
-def _only_commuted(f: Node, found: Sequence[Difference]) -> bool:
-    """Whether the operands of an addition or product only stand in the other order."""
-    if f.op not in ("Add", "Mul", "Max", "Min", "And", "Or", "Equal") or len(found) != 2:
+def _exchanged(found: Sequence[Difference]) -> bool:
+    """Whether two operands only stand in the other order."""
+    if len(found) != 2:
         return False
     one, two = found
     if all(d.what is What.WIRING for d in found):

@@ -9,7 +9,7 @@ from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import cause_by_site, cause_of, mask_values
 from layerdiff.diagnose.weights import parameter_behind
 from layerdiff.model import Kind
-from layerdiff.operators import base_name
+from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from layerdiff.diagnose.difference import Difference
     from layerdiff.diagnose.stretch import Stretch
 
+SELECTIONS = frozenset({"slice", "select", "narrow", "index", "index_select", "gather", "flip", "roll"})
+WRITES = frozenset({"copy_", "index_put_", "fill_.Scalar", "fill_.Tensor", "masked_fill_.Scalar", "scatter_.src"})
+
 
 def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     """One: the accused nodes compute something else as a whole, or are not there at all."""
     comparison = stretch.comparison
-    if comparison is None:
-        return
-    change = stretch.splice(comparison.fresh)
-    if change is None:
+    change = None if comparison is None else stretch.splice(comparison.fresh)
+    if comparison is None or change is None:
+        if stretch.divergence.kind is Kind.DROPPED:
+            yield Hypothesis(_dropped(stretch), "It is missing from the file.")
         return
     cause, text = _named(stretch, [d for d in comparison.differences if d.op not in RESHAPING])
     evidence = {"differences": len(comparison.differences), "lowered_by": comparison.fresh.exporter.value}
@@ -51,9 +54,14 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
 
 
 def _dropped(stretch: Stretch) -> str:
-    """What was lost: a mask, or any other operator."""
+    """What was lost: an update in place, a mask, a selection, or any other operator."""
     reference = stretch.alignment.reference
-    for site in stretch.sites:
+    computing = [site for site in stretch.sites if not only_moves(site.op)]
+    if any(site.replay is None or site.op.removeprefix("aten.") in WRITES for site in stretch.sites):
+        return "inplace"
+    if computing and all(base_name(site.op) in SELECTIONS for site in computing):
+        return "indexing"
+    for site in computing if len(computing) <= 2 else ():
         operands = [reference.values[index].array for index in site.inputs]
         if base_name(site.op) in ("masked_fill", "tril", "triu") or any(a is not None and mask_values(a) for a in operands):
             return "masking"

@@ -12,12 +12,13 @@ import numpy as np
 from layerdiff.diagnose.difference import RESHAPING, Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.operators import ACTIVATIONS, ONNX_ACTIVATIONS, base_name, likeness
-from layerdiff.patch import Change, Rewire, SetAttribute, SetConstant, SetOperator
+from layerdiff.patch import Rewire, SetAttribute, SetConstant, SetOperator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from layerdiff.diagnose.stretch import Stretch
+    from layerdiff.patch import Patch
 
 POOLS = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool", "MaxRoiPool"}
@@ -70,9 +71,9 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     if stretch.comparison is None:
         return
     for difference in stretch.comparison.differences:
-        change = change_for(stretch, difference)
-        cause = _around(stretch, difference) or cause_of(difference)
-        if change is None or cause is None:
+        patch = changes_for(stretch, difference)
+        cause = _around(stretch, difference) or _baked(stretch, difference) or cause_of(difference)
+        if not patch or cause is None:
             continue
         node = difference.node
         yield Hypothesis(
@@ -85,8 +86,21 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
                 "wanted": shown(difference.wanted),
                 "got": shown(difference.got),
             },
-            (change,),
+            patch,
         )
+
+
+def _baked(stretch: Stretch, difference: Difference) -> str | None:
+    """The cause, where the model's number is a size of what comes in and the file, made for any size, has another."""
+    ports = stretch.alignment.candidate.graph.inputs
+    dynamic = any(port.shape is None or None in port.shape for port in ports)
+    wanted, got = (np.atleast_1d(np.asarray(x)) for x in (difference.wanted, difference.got))
+    if not dynamic or wanted.dtype.kind not in "iu" or got.dtype.kind not in "iu" or wanted.shape != got.shape:
+        return None
+    values = stretch.alignment.reference.values
+    sizes = {size for index in stretch.inputs for size in values[index].shape}
+    changed = wanted[wanted != got]
+    return "baked-constant" if changed.size and all(size > 1 and size in sizes for size in changed.tolist()) else None
 
 
 def _around(stretch: Stretch, difference: Difference) -> str | None:
@@ -110,7 +124,7 @@ def cause_of(difference: Difference) -> str | None:
         if own in ("pooling", "resize", "recurrent", "padding"):
             return own
         return _BY_ATTRIBUTE.get(difference.name, own or "constant")
-    if difference.what is What.WIRING:
+    if difference.what in (What.WIRING, What.EXCHANGED):
         return "order"
     if difference.what is What.OPERATOR:
         assert node is not None
@@ -137,6 +151,9 @@ def _constant_cause(difference: Difference) -> str | None:
         return "baked-constant"
     if difference.op in ("Add", "Sub") and isinstance(wanted, np.ndarray) and mask_values(wanted):
         return "masking"
+    arrays = isinstance(wanted, np.ndarray) and isinstance(got, np.ndarray)
+    if arrays and wanted.dtype.kind != got.dtype.kind and {wanted.dtype.kind, got.dtype.kind} <= set("iuf"):
+        return "dtype"
     own = _BY_OPERATOR.get(difference.op)
     if own is not None:
         return own
@@ -154,27 +171,29 @@ def mask_values(array: np.ndarray[Any, Any]) -> bool:
     return bool(np.all((array == 0) | (array < -1e4)) and np.any(array < -1e4))
 
 
-def change_for(stretch: Stretch, difference: Difference) -> Change | None:
-    """The change of one node that takes a difference away; None where it needs more than that."""
-    node, wanted = difference.node, difference.wanted_node
+def changes_for(stretch: Stretch, difference: Difference) -> Patch:
+    """The changes of one node that take a difference away; none where it needs more than that."""
+    node, wanted, place = difference.node, difference.wanted_node, difference.place
     if node is None:
-        return None
+        return ()
     if difference.what is What.ATTRIBUTE:
-        return SetAttribute(node.outputs[0], difference.name, difference.wanted)
-    place = difference.place
-    if difference.what is What.CONSTANT and isinstance(difference.wanted, np.ndarray) and place is not None:
-        right = difference.wanted.T if place.transposed else difference.wanted
-        return SetConstant(place.node, place.slot, _as_shaped(right, difference.got))
-    if difference.what is What.WIRING and place is not None:
-        return Rewire(place.node, place.slot, min(difference.wanted))
+        return (SetAttribute(node.outputs[0], difference.name, difference.wanted),)
     if difference.what is What.OPERATOR and wanted is not None and len(wanted.inputs) == len(node.inputs):
-        return SetOperator(node.outputs[0], wanted.op, tuple(sorted(wanted.attributes.items())))
-    if difference.what is What.CONSTANT and isinstance(difference.wanted, str) and difference.wanted:
-        inputs = {} if stretch.comparison is None else stretch.comparison.fresh.inputs
-        value = inputs.get(difference.wanted)
-        tensor_name = None if value is None else stretch.holder(value)
-        return None if tensor_name is None or place is None else Rewire(place.node, place.slot, tensor_name)
-    return None
+        return (SetOperator(node.outputs[0], wanted.op, tuple(sorted(wanted.attributes.items()))),)
+    if place is None:
+        return ()
+    if difference.what is What.EXCHANGED:
+        return (Rewire(place.node, 0, difference.wanted), Rewire(place.node, 1, difference.got))
+    if difference.what is What.WIRING:
+        return (Rewire(place.node, place.slot, min(difference.wanted)),)
+    if isinstance(difference.wanted, np.ndarray):
+        right = difference.wanted.T if place.transposed else difference.wanted
+        return (SetConstant(place.node, place.slot, _as_shaped(right, difference.got)),)
+    if difference.wanted and stretch.comparison is not None:
+        value = stretch.comparison.fresh.inputs.get(difference.wanted)
+        tensor = None if value is None else stretch.holder(value)
+        return () if tensor is None else (Rewire(place.node, place.slot, tensor),)
+    return ()
 
 
 def _as_shaped(right: np.ndarray[Any, Any], got: Any) -> np.ndarray[Any, Any]:
@@ -193,6 +212,8 @@ def text_of(difference: Difference) -> str:
     if difference.what is What.OPERATOR:
         assert node is not None
         return f"The file computes {node.op} where the model computes {op}."
+    if difference.what is What.EXCHANGED:
+        return f"The operands of {op} are exchanged."
     if difference.what is What.WIRING:
         return f"{op} reads {got} as operand {difference.slot}; it should read {wanted}."
     if difference.what is What.EXTRA:
@@ -221,7 +242,8 @@ def cause_by_site(stretch: Stretch) -> str:
 
     Of several operators those count whose own nodes differ.
     """
-    wanted = [] if stretch.comparison is None else [d.op for d in stretch.comparison.differences]
+    found = () if stretch.comparison is None else stretch.comparison.differences
+    wanted = [d.wanted_node.op for d in found if d.wanted_node is not None]
     differing = [site for site in stretch.sites if any(likeness(site.op, op) > 0 for op in wanted)]
     for site in reversed(differing or stretch.sites):
         cause = _of_site(base_name(site.op))

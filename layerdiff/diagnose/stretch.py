@@ -17,7 +17,7 @@ from layerdiff.diagnose.difference import Part, differences
 from layerdiff.errors import BackendError, PatchError
 from layerdiff.localise import Slot, reference_region
 from layerdiff.lowering import Exporter, lowered
-from layerdiff.patch import Splice, addresses, patched, with_reshaped_input, with_reshaped_output
+from layerdiff.patch import Splice, patched, with_reshaped_input, with_reshaped_output, within
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -42,6 +42,16 @@ class Comparison:
     fresh: Lowered
     differences: tuple[Difference, ...]
     constants: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """A few nodes as a model of their own: what it is fed, and the tensor it computes with the value that it stands for."""
+
+    tensor: str
+    value: int
+    model: onnx.ModelProto
+    feeds: Mapping[str, Array]
 
 
 @dataclass(frozen=True)
@@ -184,9 +194,20 @@ class Stretch:
         edges = None if slot.edges is None else tuple((graph.nodes[n].outputs[0], s) for n, s in sorted(slot.edges))
         return Splice(slot.tensor, model, tuple(inputs), edges)
 
+    @property
+    def narrow(self) -> bool:
+        """Whether the accused nodes compute in half precision somewhere."""
+        tapped = self.alignment.candidate.tapped
+        return any(o in tapped and tapped[o].dtype == np.float16 for node in self.nodes for o in node.outputs)
+
+    @property
+    def expected_wrong(self) -> Array | None:
+        """What the tensor that came out wrong should hold."""
+        return None if self.part is None else self.alignment.reference.values[self.part.value].array
+
     @cached_property
-    def _region(self) -> tuple[str, int, onnx.ModelProto, Mapping[str, Array]] | None:
-        """The nodes from right sources to the tensor that came out wrong, as a model of their own, and what it is fed."""
+    def part(self) -> Runnable | None:
+        """The nodes from right sources to the tensor that came out wrong, as a model of their own."""
         if self.origin.wrong is None:
             return None
         tensor, value = self.origin.wrong
@@ -198,7 +219,7 @@ class Stretch:
         sources = {name: found.expected_for(name, forced[name]) for name in start if name in forced}
         sources |= {n: a for n in start - set(sources) if (a := found.candidate.tapped.get(n)) is not None}
         extra = {n: found.expected_for(n, v) for n, v in borders.items() if n not in inside and n not in sources}
-        return tensor, value, found.candidate.cut(tensor, nodes, sources | extra), sources | extra
+        return Runnable(tensor, value, found.candidate.cut(tensor, nodes, sources | extra), sources | extra)
 
     def _border(self) -> set[int]:
         """Every right value that the stretch, or what lies between it and the wrong tensor, starts from."""
@@ -210,26 +231,24 @@ class Stretch:
 
     def outcome(self, patch: Iterable[Change]) -> Array | None:
         """The tensor that came out wrong, computed by the patched nodes; None when they cannot run."""
-        if self._region is None:
+        if self.part is None:
             return None
-        tensor, _, model, feeds = self._region
         try:
-            inside = [change for change in patch if addresses(model, change)]
-            part = self.alignment.candidate.part(patched(model, inside), feeds)
-            return part.outputs_with(()).get(tensor)
+            patched_model = patched(self.part.model, within(self.part.model, patch))
+            return self.alignment.candidate.part(patched_model, self.part.feeds).outputs_with(()).get(self.part.tensor)
         except (BackendError, PatchError):
             return None
 
     def holds(self, patch: Iterable[Change]) -> bool:
         """Whether the patched nodes compute the right value, to the noise floor."""
-        return self._region is not None and self.alignment.holds(self._region[1], self.outcome(patch))
+        return self.part is not None and self.alignment.holds(self.part.value, self.outcome(patch))
 
     def gap(self, patch: Iterable[Change] = ()) -> float:
         """The largest error of the tensor that came out wrong, after the patch; infinite when it cannot run."""
-        if self._region is None:
-            return float("inf")
-        expected, actual = self.alignment.reference.values[self._region[1]].array, self.outcome(patch)
+        expected, actual = self.expected_wrong, self.outcome(patch)
         if expected is None or actual is None or actual.size != expected.size or expected.dtype.kind not in "fiub":
             return float("inf")
-        difference = np.abs(actual.reshape(-1).astype(np.float64) - expected.reshape(-1).astype(np.float64))
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(actual.reshape(-1).astype(np.float64) - expected.reshape(-1).astype(np.float64))
+        difference[(actual.reshape(-1) == expected.reshape(-1))] = 0.0  # equal infinities
         return float(difference.max(initial=0.0))

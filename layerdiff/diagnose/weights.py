@@ -9,7 +9,7 @@ import numpy as np
 from layerdiff.align.weights import Tie, relation
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import RECURRENT, change_for, shown
+from layerdiff.diagnose.semantics import RECURRENT, changes_for, shown
 from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         if difference.what is not What.CONSTANT or not isinstance(difference.wanted, np.ndarray):
             continue
         name = parameter_behind(stretch, difference.wanted)
-        change = change_for(stretch, difference)
-        if name is None or change is None:
+        patch = changes_for(stretch, difference)
+        if name is None or not patch:
             continue
         if not isinstance(difference.got, np.ndarray) or difference.got.size != difference.wanted.size:
             text, evidence = f"{name} is absent from {difference.op}.", {"got": shown(difference.got)}
@@ -39,7 +39,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             text, evidence = in_what_way(stretch, name, difference.wanted, difference.got)
         cause = "recurrent" if difference.op in RECURRENT and evidence.get("permuted") else "weights"
         yield Hypothesis(
-            cause, text, {"parameter": name, **evidence}, (change,), "export again from the model that is meant to ship"
+            cause, text, {"parameter": name, **evidence}, patch, "export again from the model that is meant to ship"
         )
 
 
