@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.backends import Optimisation
-from layerdiff.flatten import flattened
+from layerdiff.flatten import flattened, left_whole
 from layerdiff.graph import RANDOM, Graph
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class Candidate:
     def as_optimised(self, level: Optimisation) -> Candidate:
         """The candidate with the graph that the runtime really runs at an optimisation level."""
         graph = Graph(self._backend.optimised(self._source, level), take_apart=False)
-        return Candidate(self._source, graph, self._backend, self.feeds)
+        return Candidate(self._source, graph, self._backend, self.feeds).flat()
 
     @property
     def passes(self) -> Sequence[str]:
@@ -57,6 +57,11 @@ class Candidate:
         """The candidate with its control flow laid flat, as this sample takes it; itself when there is none."""
         model = flattened(self.graph.model, self._named)
         return self if model is self.graph.model else Candidate(self._source, Graph(model), self._backend, self.feeds)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each control flow node that could not be laid flat."""
+        return left_whole(self.graph.model)
 
     def _named(self, model: onnx.ModelProto, names: list[str]) -> dict[str, Array | None]:
         return self._backend.open(Graph(model).rewritten(names), Optimisation.NONE).run(self.feeds)

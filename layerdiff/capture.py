@@ -20,10 +20,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.model import CONTAINER, Call, Reference, Site, Value
 from layerdiff.tensors import named_tensors, tensors_in, to_array
-from layerdiff.untouched import inner_modules_run, untouched
+from layerdiff.untouched import inner_modules_run, nothing_is_compiled, untouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +55,7 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(inner_modules_run())
+        stack.enter_context(nothing_is_compiled())
         stack.enter_context(recorder.hooks())
         recorder.register_inputs(args, kwargs)
         stack.enter_context(recorder)
@@ -138,13 +140,12 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _control_flow(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the branch that torch.cond takes, operator by operator; any other such operator as it is."""
-        if func.name() != "cond":
+        """Run what torch.cond, while_loop and scan run, operator by operator; any other such operator as it is."""
+        step_by_step = STEP_BY_STEP.get(func.name())
+        if step_by_step is None:
             return func(*args, **kwargs)
-        condition, if_true, if_false, operands = args
-        taken = if_true if bool(condition) else if_false
         with self:
-            return taken(*operands)
+            return step_by_step(*args, **kwargs)
 
     def _note_result(self, func: Any, call: tuple[Any, Any], reads: tuple[int, ...], result: Any) -> None:
         op = str(func).removesuffix(".default")

@@ -45,6 +45,8 @@ _SEQUENCES = frozenset(
 )
 # bfloat16, and the eight- and four-bit floats: runtimes compute with them, numpy cannot hold them.
 _RARE = frozenset({onnx.TensorProto.BFLOAT16, 17, 18, 19, 20, 21, 22, 23})
+# Graphsurgeon leaves these out; the type of an empty Optional is one.
+_DROPPED_ATTRIBUTES = frozenset({onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS})
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -270,6 +272,8 @@ class Graph:
             rewritten: onnx.ModelProto = gs.export_onnx(
                 graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
             )
+        for node, index in zip(rewritten.graph.node, kept, strict=False):
+            node.attribute.extend(a for a in self.model.graph.node[index].attribute if a.type in _DROPPED_ATTRIBUTES)
         return rewritten
 
 
@@ -321,8 +325,22 @@ class _Copier:
         ]
         captured = {name: self.tensor(t) for name, t in _captured(original).items()} | self._whole
         copy = original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
+        _restore_kinds(original, copy)
         copy.name = ""  # runtimes refuse two nodes of one name, and need none
         return copy
+
+
+def _restore_kinds(original: gs.Node, copy: gs.Node) -> None:
+    """Graphsurgeon copies the sequences that a subgraph takes and gives as if they were tensors."""
+    for name, subgraph in original.attrs.items():
+        if not isinstance(subgraph, gs.Graph):
+            continue
+        twin = copy.attrs[name]
+        for old, new in zip([*subgraph.inputs, *subgraph.outputs], [*twin.inputs, *twin.outputs], strict=True):
+            if isinstance(old, gs.Variable) and old.type != "tensor_type":
+                new.type = old.type
+        for old, new in zip(subgraph.nodes, twin.nodes, strict=True):
+            _restore_kinds(old, new)
 
 
 @contextmanager

@@ -155,7 +155,7 @@ class _Job:
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
             environment=environment(self.backend, self.source),
-            warnings=observed.warnings + self.warnings + outputs.warnings(),
+            warnings=observed.warnings + self.warnings + outputs.warnings() + candidate.warnings,
         )
 
 

@@ -51,3 +51,18 @@ def inner_modules_run() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def nothing_is_compiled() -> Iterator[None]:
+    """Let what torch.compile wraps run as it is written.
+
+    Control flow operators compile their bodies on their own, and a compiler that sees a frame under a dispatch mode
+    remembers to skip it: a later torch.export of the same model would fail.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    if set_stance is None:
+        yield
+        return
+    with set_stance("force_eager"):
+        yield
