@@ -200,7 +200,8 @@ class Recorder(TorchDispatchMode):
         index = len(self._values)
         dtype = str(tensor.dtype).removeprefix("torch.")
         array = None if parameter or unset else self.keep(index, tensor)
-        self._values.append(Value(index, tuple(tensor.shape), dtype, array, site, parameter, constant))
+        shape = tuple(tensor.shape) + ((2,) if tensor.is_complex() else ())
+        self._values.append(Value(index, shape, dtype, array, site, parameter, constant))
         return index
 
     def _owner(self) -> int:

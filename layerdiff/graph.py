@@ -43,8 +43,23 @@ _SEQUENCES = frozenset(
         "Optional",
     }
 )
-# bfloat16, and the eight- and four-bit floats: runtimes compute with them, numpy cannot hold them.
-_RARE = frozenset({onnx.TensorProto.BFLOAT16, 17, 18, 19, 20, 21, 22, 23})
+# Types that runtimes compute with and numpy cannot hold, each with one that holds the same numbers: they are fetched
+# and fed through Casts. None where ONNX Runtime has no such Cast.
+_T = onnx.TensorProto
+_NARROW: dict[int, int | None] = {
+    _T.BFLOAT16: _T.FLOAT,
+    17: _T.FLOAT,  # float8e4m3fn
+    18: _T.FLOAT,  # float8e4m3fnuz
+    19: _T.FLOAT,  # float8e5m2
+    20: _T.FLOAT,  # float8e5m2fnuz
+    21: _T.UINT8,  # uint4
+    22: _T.INT8,  # int4
+    23: None,  # float4e2m1
+    24: _T.FLOAT,  # float8e8m0
+    25: _T.UINT8,  # uint2
+    26: _T.INT8,  # int2
+}
+_FORMATS = {_T.BFLOAT16: "bfloat16"} | dict.fromkeys((17, 18, 19, 20), "float8")
 # Graphsurgeon leaves these out; the type of an empty Optional is one.
 _DROPPED_ATTRIBUTES = frozenset({onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS})
 _SCOPES = "pkg.torch.onnx.name_scopes"
@@ -198,20 +213,29 @@ class Graph:
 
     @cached_property
     def _unfetchable(self) -> frozenset[str]:
-        """Sequences, and tensors of types that numpy lacks."""
+        """Sequences, and tensors of a type that cannot even be cast."""
         found = {o for node in self.nodes if node.op in _SEQUENCES for o in node.outputs}
         found |= {v.name for v in self.model.graph.output if v.type.WhichOneof("value") not in ("tensor_type", None)}
         for node in self.nodes:  # nodes are in topological order
             if node.op in ("Identity", "If", "Loop", "Optional") and found.intersection(node.reads):
                 found.update(node.outputs)
-        if not _has_rare_types(self.model):
-            return frozenset(found)
+        return frozenset(found | {name for name, kind in self._narrow.items() if _NARROW[kind] is None})
+
+    @cached_property
+    def _narrow(self) -> dict[str, int]:
+        """The type of every tensor inside that numpy cannot hold."""
+        if not _has_narrow_types(self.model):
+            return {}
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=False)
         except (onnx.shape_inference.InferenceError, ValueError):
-            return frozenset(found)
-        rare = {v.name for v in inferred.graph.value_info if v.type.tensor_type.elem_type in _RARE}
-        return frozenset(found | rare)
+            return {}
+        kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+        return {name: kind for name, kind in kinds.items() if kind in _NARROW}
+
+    def format_of(self, tensor: str) -> str:
+        """The number format of a tensor that numpy cannot hold, "" for any other."""
+        return _FORMATS.get(self._narrow.get(tensor, 0), "")
 
     def is_live(self, tensor: str) -> bool:
         """Whether some graph output depends on the tensor."""
@@ -254,16 +278,18 @@ class Graph:
 
         With `nodes`, only these are kept and `sources` (tensor name to an array of its type) become the inputs.
         """
-        copier = _Copier(self._gs, injections)
+        kinds = {name: kind for name, kind in self._narrow.items() if _NARROW[kind] is not None}
+        copier = _Copier(self._gs, injections, kinds)
         kept = sorted(nodes) if nodes is not None else range(len(self.nodes))
         inputs = [copier.variable(name, array) for name, array in (sources or {}).items()]
         if sources is None:
             inputs = [copier.tensor(tensor) for tensor in self._gs.inputs]
         new_nodes = [copier.node(index) for index in kept]
+        ends = [copier.output(name) for name in outputs]
         graph = gs.Graph(
-            nodes=new_nodes,
+            nodes=[*copier.narrowing, *new_nodes, *copier.widening],
             inputs=[*inputs, *copier.feeds],
-            outputs=[copier.by_name(name) for name in outputs],
+            outputs=ends,
             name=self._gs.name,
             opset=self._gs.opset,
             import_domains=self._gs.import_domains,
@@ -272,39 +298,60 @@ class Graph:
             rewritten: onnx.ModelProto = gs.export_onnx(
                 graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
             )
-        for node, index in zip(rewritten.graph.node, kept, strict=False):
+        for node, index in zip(list(rewritten.graph.node)[len(copier.narrowing) :], kept, strict=False):
             node.attribute.extend(a for a in self.model.graph.node[index].attribute if a.type in _DROPPED_ATTRIBUTES)
         return rewritten
 
 
 class _Copier:
-    """Copies nodes into a new graph, tensor by tensor, replacing what is injected on the way."""
+    """Copies nodes into a new graph, tensor by tensor, replacing what is injected on the way.
 
-    def __init__(self, graph: gs.Graph, injections: Sequence[Injection]) -> None:
+    Tensors of `kinds` that numpy cannot hold go by another name inside; Casts lead to them and away from them.
+    """
+
+    def __init__(self, graph: gs.Graph, injections: Sequence[Injection], kinds: Mapping[str, int]) -> None:
         self._graph = graph
+        self._kinds = kinds
         self._inputs = {tensor.name for tensor in graph.inputs}
         self._names: dict[str, gs.Tensor] = {}
         self._whole: dict[str, gs.Variable] = {}
         self._edges: dict[tuple[int, int], gs.Variable] = {}
         self.feeds: list[gs.Variable] = []
+        self.narrowing: list[gs.Node] = []
+        self.widening: list[gs.Node] = []
         for injection in injections:
             feed = gs.Variable(injection.feed, dtype=injection.value.dtype, shape=injection.value.shape)
             self.feeds.append(feed)
+            source = self._narrowed(feed, injection.tensor, f"{injection.feed}__narrow")
             if injection.edges is None:
-                self._whole[injection.tensor] = feed
+                self._whole[injection.tensor] = source
             else:
-                self._edges |= dict.fromkeys(injection.edges, feed)
+                self._edges |= dict.fromkeys(injection.edges, source)
+
+    def _narrowed(self, source: gs.Variable, name: str, inside: str) -> gs.Variable:
+        """What stands for a tensor inside the graph, given a source of its numbers."""
+        if name not in self._kinds:
+            return source
+        narrow = gs.Variable(inside)
+        self.narrowing.append(gs.Node("Cast", attrs={"to": self._kinds[name]}, inputs=[source], outputs=[narrow]))
+        return narrow
 
     def variable(self, name: str, array: np.ndarray[Any, Any]) -> gs.Variable:
         """A graph input of the type of an array."""
-        self._names[name] = gs.Variable(name, dtype=array.dtype, shape=array.shape)
-        return self._names[name]
+        source = gs.Variable(name, dtype=array.dtype, shape=array.shape)
+        self._names[name] = self._narrowed(source, name, f"{name}__narrow")
+        return source
 
-    def by_name(self, name: str) -> gs.Tensor:
-        """The copy of a tensor."""
+    def output(self, name: str) -> gs.Tensor:
+        """The copy of a tensor, in a type that can be fetched."""
         if name not in self._names:
             self._names[name] = gs.Variable(name)
-        return self._names[name]
+        if name not in self._kinds:
+            return self._names[name]
+        wide = gs.Variable(name)
+        to = _NARROW[self._kinds[name]]
+        self.widening.append(gs.Node("Cast", attrs={"to": to}, inputs=[self._names[name]], outputs=[wide]))
+        return wide
 
     def tensor(self, original: gs.Tensor) -> gs.Tensor:
         """The copy of a tensor; constants share their values with the original."""
@@ -313,7 +360,8 @@ class _Copier:
         if original.name not in self._names:
             # Types and shapes inside are left to the runtime: what is fed may have another shape.
             inside = isinstance(original, gs.Variable) and original.name not in self._inputs
-            self._names[original.name] = gs.Variable(original.name) if inside else original.copy()
+            name = f"{original.name}__narrow" if original.name in self._kinds else original.name
+            self._names[original.name] = gs.Variable(name) if inside else original.copy()
         return self._names[original.name]
 
     def node(self, index: int) -> gs.Node:
@@ -400,10 +448,14 @@ def _scope(proto: onnx.NodeProto) -> str:
     return before + last
 
 
-def _has_rare_types(model: onnx.ModelProto) -> bool:
-    tensors = any(t.data_type in _RARE for t in model.graph.initializer)
-    casts = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
-    return tensors or any(kind in _RARE for kind in casts)
+def _has_narrow_types(model: onnx.ModelProto) -> bool:
+    """Whether an initializer, a constant, a port or an operator that names a type has one that numpy cannot hold."""
+    ports = (v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output))
+    attributes = [a for node in model.graph.node for a in node.attribute]
+    named = (a.i for a in attributes if a.name in ("to", "dtype", "output_dtype"))
+    held = (a.t.data_type for a in attributes if a.HasField("t"))
+    stored = (tensor.data_type for tensor in model.graph.initializer)
+    return not _NARROW.keys().isdisjoint({*ports, *named, *held, *stored})
 
 
 def _port(info: onnx.ValueInfoProto) -> Port:

@@ -104,7 +104,10 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One tensor that the reference computed (one version of it, if it was updated in place)."""
+    """One tensor that the reference computed (one version of it, if it was updated in place).
+
+    `shape` is that of `array`: complex numbers are pairs of real ones along the last axis.
+    """
 
     index: int
     shape: tuple[int, ...]

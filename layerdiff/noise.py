@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 # How far the noisiest row must be above eight times the quarter quantile of all rows to be judged apart.
 OUTLYING = 8.0
-_WIDE = {torch.float16, torch.bfloat16, torch.float32}
+_WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 def noise_floor(
@@ -61,8 +66,8 @@ class _Twin(Recorder):
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         wide_args, wide_kwargs = tree_map(self._shadow_of, (args, kwargs))
-        if wide_kwargs.get("dtype") in _WIDE:
-            wide_kwargs["dtype"] = torch.float64
+        if (narrow := wide_kwargs.get("dtype")) in _WIDE:
+            wide_kwargs["dtype"] = _WIDE[narrow]
         # The shadow goes first: an in-place operator changes what a later shadow would be made from.
         wide = self._execute_wide(func, wide_args, wide_kwargs)
         result = func(*args, **kwargs)
@@ -101,7 +106,7 @@ class _Twin(Recorder):
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float64) if tensor.dtype in _WIDE else tensor.clone()
+    return tensor.to(_WIDE[tensor.dtype]) if tensor.dtype in _WIDE else tensor.clone()
 
 
 def _gap(expected: Array, other: Array) -> Array:

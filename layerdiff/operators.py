@@ -11,6 +11,7 @@ RESHAPING = frozenset(
     {
         "view", "_unsafe_view", "reshape", "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "flatten", "detach",
         "detach_", "alias", "clone", "contiguous", "lift_fresh", "_reshape_alias", "native_dropout",
+        "view_as_real", "view_as_complex",
     }
 )  # fmt: skip
 

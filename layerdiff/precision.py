@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Relative L2 error that a layer may introduce: some units in the last place for floats; for eight bits what per-tensor
 # quantisation of a well-calibrated layer shows (a signal-to-noise ratio of 12 dB is the worst that is still usual).
-ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "int8": 0.25}
+ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "float8": 0.25, "int8": 0.25}
 SATURATED_SHARE = 1e-3
 SATURATED_STEPS = 2.0
 SATURATED_RANGE = 5e-3
@@ -80,7 +80,8 @@ def format_of(alignment: Alignment, nodes: Iterable[int]) -> str | None:
             array = tapped.get(name, constants.get(name))
             if array is not None:
                 found.add(array.dtype.name)
-    return next((name for name in ("bfloat16", "float16") if name in found), None)
+            found.add(graph.format_of(name))
+    return next((name for name in ("float8", "bfloat16", "float16") if name in found), None)
 
 
 def relative_error(alignment: Alignment, tensor: str, value: int) -> float | None:

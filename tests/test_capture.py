@@ -278,7 +278,7 @@ DTYPES = {
     torch.int8: np.int8,
     torch.uint8: np.uint8,
     torch.bool: np.bool_,
-    torch.complex64: np.complex64,
+    torch.complex64: np.float32,
 }
 
 
@@ -290,7 +290,8 @@ def test_values_of_every_dtype_are_kept_without_loss(dtype: torch.dtype, stored:
     assert value.dtype == str(dtype).removeprefix("torch.")
     assert value.array is not None
     assert value.array.dtype == stored
-    assert torch.equal(torch.from_numpy(value.array).to(dtype), torch.cat([x, x]))
+    kept = torch.from_numpy(value.array)
+    assert torch.equal(torch.view_as_complex(kept) if dtype.is_complex else kept.to(dtype), torch.cat([x, x]))
 
 
 def test_a_tensor_without_dense_numbers_has_no_array() -> None:
@@ -300,7 +301,7 @@ def test_a_tensor_without_dense_numbers_has_no_array() -> None:
 
 def test_a_lazily_conjugated_tensor_is_kept_as_its_numbers() -> None:
     z = torch.tensor([1 + 2j, 3 - 4j])
-    np.testing.assert_array_equal(to_array(z.conj()), [1 - 2j, 3 + 4j])
+    np.testing.assert_array_equal(to_array(z.conj()), [[1, -2], [3, 4]])
 
 
 def test_an_array_does_not_share_memory_with_its_tensor() -> None:

@@ -108,7 +108,18 @@ class OnnxRuntime:
                 source, options, providers=self._providers, disabled_optimizers=list(disabled) or None
             )
         except _ERRORS as error:
-            raise BackendError(f"onnxruntime {ort.__version__} refuses the model: {_first_line(error)}") from error
+            raise BackendError(
+                f"onnxruntime {ort.__version__} refuses the model: {_first_line(error)}{self._advice(error)}"
+            ) from error
+
+    def _advice(self, error: Exception) -> str:
+        """The next step where the runtime has no kernel for an operator in the type it gets."""
+        if not isinstance(error, ort.capi.onnxruntime_pybind11_state.NotImplemented):
+            return ""
+        return (
+            f"; {', '.join(self._providers)} computes this operator in other number formats only (bfloat16 and float64 "
+            "are often missing): export in float32, or give backend=OnnxRuntime([...]) with a provider that has it"
+        )
 
     def describe(self) -> dict[str, str]:
         """Version and execution providers."""
