@@ -237,6 +237,11 @@ class Graph:
         """The number format of a tensor that numpy cannot hold, "" for any other."""
         return _FORMATS.get(self._narrow.get(tensor, 0), "")
 
+    def transposed_by(self, node: Node) -> tuple[int, ...] | None:
+        """The permutation of a Transpose; None where it is the default, all axes reversed."""
+        axes = self._gs.nodes[node.index].attrs.get("perm")
+        return None if axes is None else tuple(axes)
+
     def is_live(self, tensor: str) -> bool:
         """Whether some graph output depends on the tensor."""
         return self.producer.get(tensor, -1) in self.live_nodes or tensor in {port.name for port in self.inputs}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.layout import named
 from layerdiff.measure import measure
 from layerdiff.model import CONTAINER, Coverage, LayerResult, Metrics, Pair, Status
 from layerdiff.operators import is_reshaping
@@ -105,6 +106,9 @@ class LayerBook:
     def _judged(self, value: int, pair: Pair, introduced: Metrics | None) -> tuple[Status, str]:
         found = self._alignment
         if found.holds(value, found.candidate.tapped.get(pair.tensor)):
+            axes = found.candidate.layout.get(pair.tensor)
+            if axes is not None:
+                return Status.AGREES, f"{named(axes)} in the file, compared after {axes}"
             shape = found.candidate.tapped[pair.tensor].shape
             differs = shape != self._reference.values[value].shape
             return Status.AGREES, f"same numbers in shape {shape}" if differs else ""

@@ -110,6 +110,8 @@ def _fed(alignment: Alignment, tensor: str) -> Array | None:
 def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Origin:
     value = forced[tensor]
     nodes, start = alignment.candidate.graph.region(tensor, forced)
+    if alignment.tensors_of(value) & start and tensor in alignment.turned():  # an output, in another layout
+        return Origin(value, Slot(tensor), (), tuple(sorted(nodes)), inserted=True)
     sites, border = _reference_region(alignment, value)
     region = _Region(alignment, tensor, value, frozenset(nodes), {t: forced[t] for t in start if t in forced})
     for early, slot in _trials(alignment, region, sites, border):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from layerdiff.errors import SampleError
+from layerdiff.layout import moved
 from layerdiff.tensors import named_tensors, to_array
 
 if TYPE_CHECKING:
@@ -107,9 +108,16 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
             f"the ONNX model has {_count(len(ports))} ({wanted}), the sample has {_count(len(arrays))} ({got}); "
             "give the same inputs to both, by name or in the order of the graph"
         )
+    chosen = {port.name: _in_layout(port, chosen[port.name]) for port in ports}
     for port in ports:
         _check(port, chosen[port.name])
     return chosen
+
+
+def _in_layout(port: Port, array: Array) -> Array:
+    """The array with its channels where the graph has them, first or last; the report warns of it."""
+    axes = None if port.shape is None else moved(array.shape, port.shape)
+    return array if axes is None else np.ascontiguousarray(array.transpose(axes))
 
 
 def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ from layerdiff.candidate import Candidate
 from layerdiff.capture import capture
 from layerdiff.environment import environment
 from layerdiff.errors import InputError
-from layerdiff.findings import diffuse, finding
+from layerdiff.findings import diffuse, finding, layout_diagnoses
 from layerdiff.graph import Graph, load
 from layerdiff.heal import heal
 from layerdiff.layers import LayerBook, coverage
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.onnx import ONNXProgram
 
+    from layerdiff.align import Alignment
     from layerdiff.backends import Backend
     from layerdiff.model import Diagnosis, Divergence
     from layerdiff.samples import Sample
@@ -149,21 +150,24 @@ class _Job:
         calls = book.calls()
         return Report(
             divergences=tuple(divergence for _, divergence in found),
-            diagnoses=_diagnoses(observed, found),
+            diagnoses=_diagnoses(observed, found, alignment),
             diffuse=everywhere,
             outputs=results,
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
             environment=environment(self.backend, self.source),
-            warnings=observed.warnings + self.warnings + outputs.warnings() + candidate.warnings,
+            warnings=observed.warnings + self.warnings + outputs.warnings() + alignment.candidate.warnings,
         )
 
 
-def _diagnoses(observed: Observed, found: Sequence[tuple[int, Divergence]]) -> tuple[Diagnosis, ...]:
+def _diagnoses(
+    observed: Observed, found: Sequence[tuple[int, Divergence]], alignment: Alignment
+) -> tuple[Diagnosis, ...]:
     first = found[0][1] if found else None
     causes = (
         fusion_diagnosis(observed, first.layer if first is not None else ""),
         random_diagnosis(observed.candidate, first) if found else None,
+        *(layout_diagnoses(alignment, first.layer) if first is not None else ()),
     )
     return tuple(cause for cause in causes if cause is not None)
 

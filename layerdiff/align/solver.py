@@ -16,6 +16,7 @@ import numpy as np
 
 from layerdiff.align import structure
 from layerdiff.align.ambiguity import in_order
+from layerdiff.align.layout import layouts, turned
 from layerdiff.align.names import affinity
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.candidate import Candidate
+    from layerdiff.layout import Axes
     from layerdiff.measure import Limit
     from layerdiff.model import Reference, Site
     from layerdiff.outputs import OutputPairs
@@ -111,6 +113,19 @@ class Alignment:
             return False
         return same_numbers(array, actual, self.limits[value])
 
+    def turned(self) -> dict[str, Axes]:
+        """The outputs that come out right from right inputs but for the order of their axes, with the axes to use."""
+        found = {}
+        for value, name in (self.outputs | self.misshapen).items():
+            array, actual = self.reference.values[value].array, self.isolated.get(name)
+            if array is not None and not (
+                actual is not None and actual.shape == array.shape and self.holds(value, actual)
+            ):
+                axes = turned(array, actual, self.limits[value])
+                if axes is not None:
+                    found[name] = axes
+        return found
+
     def resembles(self, value: int, actual: Array | None) -> bool:
         """Whether an array is close enough to a value to be it, computed less precisely or with a small fault."""
         array = self.reference.values[value].array
@@ -129,7 +144,10 @@ def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limi
     """Pair values with tensors; the outputs are paired from the start."""
     known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
     families = structure.value_families(reference)
-    matched = in_order(match_values(known, candidate.tapped, limits), families, candidate.graph)
+    plain = match_values(known, candidate.tapped, limits)
+    foreign = layouts(known, plain, candidate, limits)
+    candidate = candidate.in_layout(foreign)
+    matched = in_order(match_values(known, candidate.tapped, limits) if foreign else plain, families, candidate)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)
     for value, name in comparable.items():
@@ -163,7 +181,7 @@ class _Proposer:
         self._alignment = alignment
         self._reference, self._graph = alignment.reference, alignment.candidate.graph
         self._value_families = alignment.families
-        self._tensor_families = structure.tensor_families(self._graph)
+        self._tensor_families = structure.tensor_families(self._graph, alignment.candidate.moving)
         self._value_order = structure.value_order(self._reference)
         self._tensor_order = structure.tensor_order(self._graph)
         self._refuted: set[tuple[int, str]] = set()
