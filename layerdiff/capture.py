@@ -128,6 +128,9 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if isinstance(func, HigherOrderOperator):
             return self._control_flow(func, args, kwargs)
+        if func._can_decompose():  # noqa: SLF001  where autograd is off altogether, as in a branch, torch leaves this to us
+            with self:
+                return func.decompose(*args, **kwargs)
         atomic = next((call for call in self._stack if call.atomic), None)
         operands = tensors_in((args, kwargs))
         if atomic is not None:
