@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.numpy_helper
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
@@ -230,12 +231,18 @@ class Graph:
             inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=False)
         except (onnx.shape_inference.InferenceError, ValueError):
             return {}
-        kinds = {v.name: v.type.tensor_type.elem_type for v in inferred.graph.value_info}
+        inside = (*inferred.graph.value_info, *inferred.graph.output)
+        kinds = {v.name: v.type.tensor_type.elem_type for v in inside}
         return {name: kind for name, kind in kinds.items() if kind in _NARROW}
 
     def format_of(self, tensor: str) -> str:
-        """The number format of a tensor that numpy cannot hold, "" for any other."""
-        return _FORMATS.get(self._narrow.get(tensor, 0), "")
+        """The number format of a tensor or initializer that numpy cannot hold, "" for any other."""
+        kind = self._stored[tensor].data_type if tensor in self._stored else self._narrow.get(tensor, 0)
+        return _FORMATS.get(kind, "")
+
+    @cached_property
+    def _stored(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
     def transposed_by(self, node: Node) -> tuple[int, ...] | None:
         """The permutation of a Transpose; None where it is the default, all axes reversed."""
@@ -248,8 +255,11 @@ class Graph:
 
     def initializer(self, name: str) -> np.ndarray[Any, Any] | None:
         """The numbers of an initializer."""
-        tensor = self._gs.tensors().get(name)
-        return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+        stored = self._stored.get(name)
+        if stored is None:
+            return None
+        array = np.asarray(onnx.numpy_helper.to_array(stored))
+        return array.astype(np.float32) if _NARROW.get(stored.data_type) == _T.FLOAT else array
 
     def region(self, target: str, stop: Iterable[str]) -> tuple[set[int], set[str]]:
         """The nodes that lead to a tensor from the tensors in `stop`, and which of those it starts from."""

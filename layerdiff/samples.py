@@ -143,7 +143,7 @@ def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.
 
 
 def _check(port: Port, array: Array) -> None:
-    if port.dtype and str(array.dtype) != port.dtype and port.dtype != "bfloat16":
+    if port.dtype and str(array.dtype) != port.dtype and not port.dtype.startswith(("bfloat16", "float8")):
         raise SampleError(
             f"input {port.name!r}: the ONNX model wants {port.dtype}, the sample has {array.dtype}; "
             f"convert it, for instance with .astype({port.dtype!r})"

@@ -7,7 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from layerdiff.backends import OnnxRuntime, Optimisation
@@ -203,3 +203,57 @@ def test_a_format_without_kernels_is_refused_with_the_reason(trace, dtype):
     model, x = Half().to(dtype).eval(), noise("half", 4, 6).to(dtype)
     with pytest.raises(BackendError, match="computes this operator in other number formats only"):
         trace(model, export(model, (x,), Exporter.TORCHSCRIPT), x)
+
+
+class Stack(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) + x
+        return x
+
+
+@pytest.mark.parametrize(("kind", "name"), [(TensorProto.BFLOAT16, "bfloat16"), (TensorProto.FLOAT8E4M3FN, "float8")])
+def test_weights_stored_in_a_narrow_format_are_said_to_be_the_reason(trace, kind, name, capsys):
+    model, x = fill(Stack()), noise("stack", 4, 6)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    proto.opset_import[0].version = 19
+    casts = []
+    for tensor in proto.graph.initializer:
+        if tensor.name.endswith("weight"):
+            array = numpy_helper.to_array(tensor)
+            casts.append(helper.make_node("Cast", [f"{tensor.name}_stored"], [tensor.name], to=TensorProto.FLOAT))
+            tensor.CopyFrom(helper.make_tensor(casts[-1].input[0], kind, array.shape, array.flatten()))
+    nodes = [*casts, *proto.graph.node]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    report = trace(model, proto, x)
+    assert report.divergences == ()
+    assert report.diffuse.format == name
+    assert {layer.layer for layer in report.diffuse.layers} == {f"layers.{i}" for i in range(6)}
+    assert capsys.readouterr().out == ""
+
+
+class Ports(nn.Module):
+    """Inputs and outputs that numpy cannot hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inlet = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inlet(x.float()).to(x.dtype)
+
+
+@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.filterwarnings("ignore")
+def test_inputs_and_outputs_that_numpy_cannot_hold_are_fed_and_compared(trace, name):
+    model, x = fill(Ports()), noise("ports", 4, 6).to(getattr(torch, name))
+    report = trace(model, _narrow_export(model, x), x)
+    assert report.agrees, report.verdict
+    assert report.outputs[0].shipped.max_abs == 0
+    first = trace(model, _narrow_export(damaged(model), x), x).first_divergence
+    assert (first.layer, first.healed.agrees) == ("inlet", True)
