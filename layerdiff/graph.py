@@ -1,4 +1,4 @@
-"""Read and rewrite ONNX graphs. The only file that knows onnx and onnx-graphsurgeon.
+"""Read and rewrite ONNX graphs.
 
 The candidate is never modified: rewriting copies nodes into a new graph and leaves weights where they are.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,13 +19,16 @@ import onnx.numpy_helper
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
-from onnx_graphsurgeon.logger import G_LOGGER
 
+from layerdiff.copying import DROPPED_ATTRIBUTES, Copier, Injection, captured_by, quiet
 from layerdiff.errors import InputError, ModelFileError
+from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+
+__all__ = ["RANDOM", "RESHAPING", "Graph", "Injection", "Node", "Port", "load"]
 
 # Operators that move no number: what comes out is what went in, perhaps in another shape.
 RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
@@ -44,25 +46,6 @@ _SEQUENCES = frozenset(
         "Optional",
     }
 )
-# Types that runtimes compute with and numpy cannot hold, each with one that holds the same numbers: they are fetched
-# and fed through Casts. None where ONNX Runtime has no such Cast.
-_T = onnx.TensorProto
-_NARROW: dict[int, int | None] = {
-    _T.BFLOAT16: _T.FLOAT,
-    17: _T.FLOAT,  # float8e4m3fn
-    18: _T.FLOAT,  # float8e4m3fnuz
-    19: _T.FLOAT,  # float8e5m2
-    20: _T.FLOAT,  # float8e5m2fnuz
-    21: _T.UINT8,  # uint4
-    22: _T.INT8,  # int4
-    23: None,  # float4e2m1
-    24: _T.FLOAT,  # float8e8m0
-    25: _T.UINT8,  # uint2
-    26: _T.INT8,  # int2
-}
-_FORMATS = {_T.BFLOAT16: "bfloat16"} | dict.fromkeys((17, 18, 19, 20), "float8")
-# Graphsurgeon leaves these out; the type of an empty Optional is one.
-_DROPPED_ATTRIBUTES = frozenset({onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS})
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -91,23 +74,6 @@ class Node:
     def reads(self) -> tuple[str, ...]:
         """Every tensor that the node depends on."""
         return tuple(name for name in (*self.inputs, *self.captured) if name)
-
-
-@dataclass(frozen=True, slots=True)
-class Injection:
-    """A tensor whose consumers (all, or only the given ``(node, slot)`` edges) read another value instead."""
-
-    tensor: str
-    value: np.ndarray[Any, Any]
-    edges: frozenset[tuple[int, int]] | None = None
-
-    @property
-    def feed(self) -> str:
-        """The name of the graph input that carries the value."""
-        if self.edges is None:
-            return f"{self.tensor}__expected"
-        node, slot = min(self.edges)
-        return f"{self.tensor}__expected_at_{node}_{slot}"
 
 
 def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
@@ -158,7 +124,7 @@ class Graph:
         if take_apart:
             model = unfused(model)
         self.model = model
-        with _quiet():
+        with quiet():
             self._gs: gs.Graph = gs.import_onnx(model)
         proto_nodes = [n for n in model.graph.node]  # noqa: C416  a list that can be indexed beside gs nodes
         self.nodes = tuple(
@@ -220,12 +186,12 @@ class Graph:
         for node in self.nodes:  # nodes are in topological order
             if node.op in ("Identity", "If", "Loop", "Optional") and found.intersection(node.reads):
                 found.update(node.outputs)
-        return frozenset(found | {name for name, kind in self._narrow.items() if _NARROW[kind] is None})
+        return frozenset(found | {name for name, kind in self._narrow.items() if NARROW[kind] is None})
 
     @cached_property
     def _narrow(self) -> dict[str, int]:
         """The type of every tensor inside that numpy cannot hold."""
-        if not _has_narrow_types(self.model):
+        if not has_narrow_types(self.model):
             return {}
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=False)
@@ -233,12 +199,12 @@ class Graph:
             return {}
         inside = (*inferred.graph.value_info, *inferred.graph.output)
         kinds = {v.name: v.type.tensor_type.elem_type for v in inside}
-        return {name: kind for name, kind in kinds.items() if kind in _NARROW}
+        return {name: kind for name, kind in kinds.items() if kind in NARROW}
 
     def format_of(self, tensor: str) -> str:
         """The number format of a tensor or initializer that numpy cannot hold, "" for any other."""
         kind = self._stored[tensor].data_type if tensor in self._stored else self._narrow.get(tensor, 0)
-        return _FORMATS.get(kind, "")
+        return FORMATS.get(kind, "")
 
     @cached_property
     def _stored(self) -> dict[str, onnx.TensorProto]:
@@ -259,7 +225,7 @@ class Graph:
         if stored is None:
             return None
         array = np.asarray(onnx.numpy_helper.to_array(stored))
-        return array.astype(np.float32) if _NARROW.get(stored.data_type) == _T.FLOAT else array
+        return array.astype(np.float32) if NARROW.get(stored.data_type) == onnx.TensorProto.FLOAT else array
 
     def region(self, target: str, stop: Iterable[str]) -> tuple[set[int], set[str]]:
         """The nodes that lead to a tensor from the tensors in `stop`, and which of those it starts from."""
@@ -293,8 +259,8 @@ class Graph:
 
         With `nodes`, only these are kept and `sources` (tensor name to an array of its type) become the inputs.
         """
-        kinds = {name: kind for name, kind in self._narrow.items() if _NARROW[kind] is not None}
-        copier = _Copier(self._gs, injections, kinds)
+        kinds = {name: kind for name, kind in self._narrow.items() if NARROW[kind] is not None}
+        copier = Copier(self._gs, injections, kinds)
         kept = sorted(nodes) if nodes is not None else range(len(self.nodes))
         inputs = [copier.variable(name, array) for name, array in (sources or {}).items()]
         if sources is None:
@@ -309,125 +275,13 @@ class Graph:
             opset=self._gs.opset,
             import_domains=self._gs.import_domains,
         )
-        with _quiet():
+        with quiet():
             rewritten: onnx.ModelProto = gs.export_onnx(
                 graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
             )
         for node, index in zip(list(rewritten.graph.node)[len(copier.narrowing) :], kept, strict=False):
-            node.attribute.extend(a for a in self.model.graph.node[index].attribute if a.type in _DROPPED_ATTRIBUTES)
+            node.attribute.extend(a for a in self.model.graph.node[index].attribute if a.type in DROPPED_ATTRIBUTES)
         return rewritten
-
-
-class _Copier:
-    """Copies nodes into a new graph, tensor by tensor, replacing what is injected on the way.
-
-    Tensors of `kinds` that numpy cannot hold go by another name inside; Casts lead to them and away from them.
-    """
-
-    def __init__(self, graph: gs.Graph, injections: Sequence[Injection], kinds: Mapping[str, int]) -> None:
-        self._graph = graph
-        self._kinds = kinds
-        self._inputs = {tensor.name for tensor in graph.inputs}
-        self._names: dict[str, gs.Tensor] = {}
-        self._whole: dict[str, gs.Variable] = {}
-        self._edges: dict[tuple[int, int], gs.Variable] = {}
-        self.feeds: list[gs.Variable] = []
-        self.narrowing: list[gs.Node] = []
-        self.widening: list[gs.Node] = []
-        for injection in injections:
-            feed = gs.Variable(injection.feed, dtype=injection.value.dtype, shape=injection.value.shape)
-            self.feeds.append(feed)
-            source = self._narrowed(feed, injection.tensor, f"{injection.feed}__narrow")
-            if injection.edges is None:
-                self._whole[injection.tensor] = source
-            else:
-                self._edges |= dict.fromkeys(injection.edges, source)
-
-    def _narrowed(self, source: gs.Variable, name: str, inside: str) -> gs.Variable:
-        """What stands for a tensor inside the graph, given a source of its numbers."""
-        if name not in self._kinds:
-            return source
-        narrow = gs.Variable(inside)
-        self.narrowing.append(gs.Node("Cast", attrs={"to": self._kinds[name]}, inputs=[source], outputs=[narrow]))
-        return narrow
-
-    def variable(self, name: str, array: np.ndarray[Any, Any]) -> gs.Variable:
-        """A graph input of the type of an array."""
-        source = gs.Variable(name, dtype=array.dtype, shape=array.shape)
-        self._names[name] = self._narrowed(source, name, f"{name}__narrow")
-        return source
-
-    def output(self, name: str) -> gs.Tensor:
-        """The copy of a tensor, in a type that can be fetched."""
-        if name not in self._names:
-            self._names[name] = gs.Variable(name)
-        if name not in self._kinds:
-            return self._names[name]
-        wide = gs.Variable(name)
-        to = _NARROW[self._kinds[name]]
-        self.widening.append(gs.Node("Cast", attrs={"to": to}, inputs=[self._names[name]], outputs=[wide]))
-        return wide
-
-    def tensor(self, original: gs.Tensor) -> gs.Tensor:
-        """The copy of a tensor; constants share their values with the original."""
-        if not original.name:
-            return gs.Variable.empty()
-        if original.name not in self._names:
-            # Types and shapes inside are left to the runtime: what is fed may have another shape.
-            inside = isinstance(original, gs.Variable) and original.name not in self._inputs
-            name = f"{original.name}__narrow" if original.name in self._kinds else original.name
-            self._names[original.name] = gs.Variable(name) if inside else original.copy()
-        return self._names[original.name]
-
-    def node(self, index: int) -> gs.Node:
-        """The copy of a node, reading injected tensors where it should."""
-        original = self._graph.nodes[index]
-        inputs = [
-            self._edges.get((index, slot)) or self._whole.get(tensor.name) or self.tensor(tensor)
-            for slot, tensor in enumerate(original.inputs)
-        ]
-        captured = {name: self.tensor(t) for name, t in _captured(original).items()} | self._whole
-        copy = original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
-        _restore_kinds(original, copy)
-        copy.name = ""  # runtimes refuse two nodes of one name, and need none
-        return copy
-
-
-def _restore_kinds(original: gs.Node, copy: gs.Node) -> None:
-    """Graphsurgeon copies the sequences that a subgraph takes and gives as if they were tensors."""
-    for name, subgraph in original.attrs.items():
-        if not isinstance(subgraph, gs.Graph):
-            continue
-        twin = copy.attrs[name]
-        for old, new in zip([*subgraph.inputs, *subgraph.outputs], [*twin.inputs, *twin.outputs], strict=True):
-            if isinstance(old, gs.Variable) and old.type != "tensor_type":
-                new.type = old.type
-        for old, new in zip(subgraph.nodes, twin.nodes, strict=True):
-            _restore_kinds(old, new)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Graphsurgeon prints its warnings to stdout, where a library has no business."""
-    before = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
-    try:
-        yield
-    finally:
-        G_LOGGER.severity = before
-
-
-def _captured(node: gs.Node) -> dict[str, gs.Tensor]:
-    """The tensors of outer graphs that a node's subgraphs read, by name."""
-    found: dict[str, gs.Tensor] = {}
-    for subgraph in node.attrs.values():
-        if not isinstance(subgraph, gs.Graph):
-            continue
-        own = {t.name for inner in subgraph.nodes for t in inner.outputs} | {t.name for t in subgraph.inputs}
-        reads = [t for inner in subgraph.nodes for t in inner.inputs] + list(subgraph.outputs)
-        reads += [t for inner in subgraph.nodes for t in _captured(inner).values()]
-        found |= {t.name: t for t in reads if t.name and t.name not in own and not isinstance(t, gs.Constant)}
-    return found
 
 
 def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
@@ -437,7 +291,7 @@ def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
         proto.name or f"<node_{index}>",
         tuple(proto.input),
         tuple(proto.output),
-        tuple(_captured(node)),
+        tuple(captured_by(node)),
         _scope(proto),
     )
 
@@ -461,16 +315,6 @@ def _scope(proto: onnx.NodeProto) -> str:
             before = f"{before}{last}."
         last = part
     return before + last
-
-
-def _has_narrow_types(model: onnx.ModelProto) -> bool:
-    """Whether an initializer, a constant, a port or an operator that names a type has one that numpy cannot hold."""
-    ports = (v.type.tensor_type.elem_type for v in (*model.graph.input, *model.graph.output))
-    attributes = [a for node in model.graph.node for a in node.attribute]
-    named = (a.i for a in attributes if a.name in ("to", "dtype", "output_dtype"))
-    held = (a.t.data_type for a in attributes if a.HasField("t"))
-    stored = (tensor.data_type for tensor in model.graph.initializer)
-    return not _NARROW.keys().isdisjoint({*ports, *named, *held, *stored})
 
 
 def _port(info: onnx.ValueInfoProto) -> Port:
