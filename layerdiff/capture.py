@@ -128,7 +128,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if isinstance(func, HigherOrderOperator):
             return self._control_flow(func, args, kwargs)
-        if func._can_decompose():  # noqa: SLF001  where autograd is off altogether, as in a branch, torch leaves this to us
+        if _is_composite(func):  # where autograd is off altogether, as in a branch, torch leaves this to us
             with self:
                 return func.decompose(*args, **kwargs)
         atomic = next((call for call in self._stack if call.atomic), None)
@@ -332,6 +332,11 @@ def _why_uncalled(module: nn.Module, user: str | None) -> str:
     if user is not None:
         return f"its forward was not called; its parameters are used by {user or 'the root module'}"
     return "its forward was not called with these inputs"
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is only a name for others; torch takes it apart before a dispatch mode sees it, as a rule."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))  # noqa: SLF001
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
