@@ -38,6 +38,9 @@ def trace(
     rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
     atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
     granularity: Annotated[Granularity, typer.Option(help="one row per module, or per operator")] = Granularity.MODULE,
+    valid: Annotated[Path | None, typer.Option(help="masks of what counts: .npz, by output or input name")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="which tensor is which layer: a file of --write-pairs")] = None,
+    write_pairs: Annotated[Path | None, typer.Option(help="write layers and tensors as YAML, for editing")] = None,
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
@@ -48,7 +51,7 @@ def trace(
     import layerdiff
     from layerdiff.report.archive import need_folder
 
-    for target in filter(None, (html, plot, csv, save)):
+    for target in filter(None, (html, plot, csv, save, write_pairs)):
         need_folder(target)
     reference, example = _built(model)
     given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
@@ -61,10 +64,14 @@ def trace(
         given,
         tolerance=fixed or "auto",
         granularity="op" if granularity is Granularity.OP else "module",
+        valid=None if valid is None else _masks(valid),
+        pairs=pairs,
         progress=not quiet,
     )
     _show(report)
     _write(report, html=html, plot=plot, csv=csv, save=save)
+    if write_pairs is not None:
+        _wrote(report.write_pairs(write_pairs))
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
 
 
@@ -126,6 +133,19 @@ def _built(spec: str) -> tuple[Any, Any]:
     return built, None
 
 
+def _masks(path: Path) -> dict[str, Any]:
+    """The masks in an .npz file, by name."""
+    import numpy as np
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give an .npz file with a mask for each name")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (ValueError, OSError, EOFError, AttributeError) as error:
+        raise InputError(f"{path}: not an .npz file of plain arrays ({error})") from error
+
+
 def _show(report: Report) -> None:
     from layerdiff.report.text import print_report
 
@@ -142,7 +162,11 @@ def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | 
     if save is not None:
         report.save(save)
     for path in filter(None, (html, plot, csv, save)):
-        Console().print(f"wrote {path}", markup=False, soft_wrap=True)
+        _wrote(path)
+
+
+def _wrote(path: Path) -> None:
+    Console().print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def main() -> None:
