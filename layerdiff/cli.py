@@ -69,9 +69,7 @@ def trace(
         progress=not quiet,
     )
     _show(report)
-    _write(report, html=html, plot=plot, csv=csv, save=save)
-    if write_pairs is not None:
-        _wrote(report.write_pairs(write_pairs))
+    _write(report, html=html, plot=plot, csv=csv, save=save, pairs=write_pairs)
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
 
 
@@ -81,13 +79,14 @@ def report(
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
+    write_pairs: Annotated[Path | None, typer.Option(help="write layers and tensors as YAML, for editing")] = None,
 ) -> None:
     """Show a saved report again, without running anything."""
     from layerdiff.report import load
 
     found = load(saved)
     _show(found)
-    _write(found, html=html, plot=plot, csv=csv, save=None)
+    _write(found, html=html, plot=plot, csv=csv, save=None, pairs=write_pairs)
     raise typer.Exit(AGREES if found.agrees else DIVERGES)
 
 
@@ -142,7 +141,7 @@ def _masks(path: Path) -> dict[str, Any]:
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
+    except (ValueError, OSError, EOFError, TypeError) as error:  # TypeError: a bare array
         raise InputError(f"{path}: not an .npz file of plain arrays ({error})") from error
 
 
@@ -152,7 +151,9 @@ def _show(report: Report) -> None:
     print_report(report, Console())
 
 
-def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | None, save: Path | None) -> None:
+def _write(
+    report: Report, *, html: Path | None, plot: Path | None, csv: Path | None, save: Path | None, pairs: Path | None
+) -> None:
     if html is not None:
         report.to_html(html)
     if plot is not None:
@@ -161,12 +162,10 @@ def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | 
         report.to_frame().to_csv(csv, index=False)
     if save is not None:
         report.save(save)
-    for path in filter(None, (html, plot, csv, save)):
-        _wrote(path)
-
-
-def _wrote(path: Path) -> None:
-    Console().print(f"wrote {path}", markup=False, soft_wrap=True)
+    if pairs is not None:
+        report.write_pairs(pairs)
+    for path in filter(None, (html, plot, csv, save, pairs)):
+        Console().print(f"wrote {path}", markup=False, soft_wrap=True)
 
 
 def main() -> None:

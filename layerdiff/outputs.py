@@ -121,10 +121,11 @@ class OutputPairs:
         return tuple(found)
 
     def warnings(self) -> tuple[str, ...]:
-        """A sentence about outputs that have no partner."""
-        if not self.unpaired:
-            return ()
-        return (f"not compared, for want of a partner: output {', '.join(self.unpaired)}",)
+        """A sentence about outputs that have no partner, and one about those of which nothing counts."""
+        empty = [self.tensors[value] for value, mask in self.masks.items() if mask.size and not mask.any()]
+        found = [f"not compared, for want of a partner: output {', '.join(self.unpaired)}"] if self.unpaired else []
+        found += [f"not compared, because `valid` excludes all of it: output {', '.join(empty)}"] if empty else []
+        return tuple(found)
 
     def worst(self, metrics: Mapping[int, Metrics | None]) -> float:
         """The largest max_abs; infinity where an output cannot be compared or only one side is finite."""

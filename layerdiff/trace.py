@@ -91,7 +91,7 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     pairs
         Which tensor holds a layer's result, where that is known: ``{"layer1.0.conv": "/conv1/Conv_output_0"}``, or the
         YAML file that `Report.write_pairs` writes. ``"act#1"`` or ``("act", 1)`` is the second call of a layer,
-        ``"lstm[1]"`` the second tensor of a tuple, ``"block:aten.add"`` an operator in a layer's own forward.
+        ``"lstm[1]"`` the second tensor of a tuple, ``"block:aten.add.Tensor"`` an operator in a layer's own forward.
     progress
         Show a progress bar on stderr.
 

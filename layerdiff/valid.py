@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-def masks_for(
-    reference: Reference, tensors: Mapping[int, str], valid: Any, sample: int = 0, hint: str = ""
-) -> dict[int, Array]:
+def masks_for(reference: Reference, tensors: Mapping[int, str], valid: Any, sample: int = 0) -> dict[int, Array]:
     """For each output the mask of what counts, in its own shape.
 
     A mask under the name of an output (the model's or the graph's) is broadcast to it from the left; one under the name
@@ -26,7 +24,7 @@ def masks_for(
     Raises
     ------
     InputError
-        A name that is neither an input nor an output, or a mask that does not fit the output it names.
+        A name that is neither an input nor an output, a mask that does not fit the output it names, or nothing left.
 
     """
     names = dict(reference.outputs) | {tensor: value for value, tensor in tensors.items()}
@@ -39,13 +37,15 @@ def masks_for(
         elif name in names or name not in reference.inputs:
             wanted = ", ".join(f"{tensors[v]} {reference.values[v].shape}" for v in tensors)
             raise InputError(
-                f"valid[{name!r}]{hint}: a mask of shape {mask.shape} fits no output of that name; the outputs are "
+                f"valid[{name!r}]: a mask of shape {mask.shape} fits no output of that name; the outputs are "
                 f"{wanted}, the inputs {', '.join(reference.inputs)}"
             )
         for value in fitting:
             shape = reference.values[value].shape
             spread = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
             found[value] = spread & found.get(value, np.ones(shape, bool))
+    if found and all(value in found and not found[value].any() for value in tensors):
+        raise InputError("valid: excludes every position of every output, so nothing is left to compare")
     return found
 
 

@@ -195,6 +195,7 @@ def test_the_name_of_an_input_alone_takes_each_samples_own_mask(trace: Trace) ->
         ),
         ({"y": [True, False]}, r"valid\['y'\]: a mask of shape \(2,\) fits no output"),
         ("mask", "valid='mask': no input of that name; the inputs are input"),
+        ({"y": [False] * 3}, "valid: excludes every position of every output, so nothing is left to compare"),
         (3, "valid: wanted the name of an input that is a mask, masks by name, or a list"),
         ([], "valid: a list of 0, and a sample 1; give one item for each sample"),
     ],
@@ -203,3 +204,12 @@ def test_a_mask_that_fits_nothing_is_refused(trace: Trace, valid: Any, text: str
     model, proto, x = noisy_last_row()
     with pytest.raises(InputError, match=text):
         trace(model, proto, x, valid=valid)
+
+
+def test_an_output_that_is_excluded_as_a_whole_is_told(trace: Trace) -> None:
+    model, x = nn.Module(), noise("valid.two", 2, 3)
+    model.forward = lambda x: (x.tanh(), x.sin())
+    nodes = [onnx.helper.make_node("Tanh", ["x"], ["a"]), onnx.helper.make_node("Cos", ["x"], ["b"])]
+    report = trace(model, graph_of(nodes, {"x": (2, 3)}, ["a", "b"]), x, valid={"b": np.zeros((2, 3))})
+    assert report.agrees
+    assert report.warnings == ("not compared, because `valid` excludes all of it: output b",)
