@@ -153,8 +153,10 @@ def align(
     found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants, families=families)
     settle(found, given or {})
     settled = not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items())
-    found.tied = ties(reference, candidate.graph, candidate.constants)
     proposer = _Proposer(found)
+    if settled and not found.proposed and not proposer.could_pair():
+        return found
+    found.tied = ties(reference, candidate.graph, candidate.constants)
     for _ in range(ROUNDS):
         proposer.propose()
         if settled and not found.proposed:
@@ -209,6 +211,17 @@ class _Proposer:
         for i, j in structure.best_pairing(scores, THRESHOLD):
             evidence = Evidence.WEIGHTS if self._tie(values[i], tensors[j]) else Evidence.STRUCTURE
             self._alignment.proposed[values[i]] = Pair(values[i], tensors[j], evidence, float(scores[i, j]))
+
+    def could_pair(self) -> bool:
+        """Whether an open value and an open tensor are of one size and kind; cheap to tell, unlike weights."""
+        sizes = {(array.size, comparable_kind(array)) for array in self.open_tensors().values()}
+        for value in self._open_values() if sizes else ():
+            array, site = self._reference.values[value].array, self._reference.producer(value)
+            assert array is not None
+            folded = site is not None and site.index in self._folded_away
+            if not folded and (array.size, comparable_kind(array)) in sizes:
+                return True
+        return False
 
     def unpaired_values(self) -> set[int]:
         """The values of every family of which nothing is paired."""
