@@ -38,6 +38,9 @@ def trace(
     rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
     atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
     granularity: Annotated[Granularity, typer.Option(help="one row per module, or per operator")] = Granularity.MODULE,
+    valid: Annotated[Path | None, typer.Option(help="masks of what counts: .npz, by output or input name")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="which tensor is which layer: a file of --write-pairs")] = None,
+    write_pairs: Annotated[Path | None, typer.Option(help="write layers and tensors as YAML, for editing")] = None,
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
@@ -48,7 +51,7 @@ def trace(
     import layerdiff
     from layerdiff.report.archive import need_folder
 
-    for target in filter(None, (html, plot, csv, save)):
+    for target in filter(None, (html, plot, csv, save, write_pairs)):
         need_folder(target)
     reference, example = _built(model)
     given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
@@ -61,10 +64,12 @@ def trace(
         given,
         tolerance=fixed or "auto",
         granularity="op" if granularity is Granularity.OP else "module",
+        valid=None if valid is None else _masks(valid),
+        pairs=pairs,
         progress=not quiet,
     )
     _show(report)
-    _write(report, html=html, plot=plot, csv=csv, save=save)
+    _write(report, html=html, plot=plot, csv=csv, save=save, pairs=write_pairs)
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
 
 
@@ -74,13 +79,14 @@ def report(
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
+    write_pairs: Annotated[Path | None, typer.Option(help="write layers and tensors as YAML, for editing")] = None,
 ) -> None:
     """Show a saved report again, without running anything."""
     from layerdiff.report import load
 
     found = load(saved)
     _show(found)
-    _write(found, html=html, plot=plot, csv=csv, save=None)
+    _write(found, html=html, plot=plot, csv=csv, save=None, pairs=write_pairs)
     raise typer.Exit(AGREES if found.agrees else DIVERGES)
 
 
@@ -126,13 +132,28 @@ def _built(spec: str) -> tuple[Any, Any]:
     return built, None
 
 
+def _masks(path: Path) -> dict[str, Any]:
+    """The masks in an .npz file, by name."""
+    import numpy as np
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give an .npz file with a mask for each name")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (ValueError, OSError, EOFError, TypeError) as error:  # TypeError: a bare array
+        raise InputError(f"{path}: not an .npz file of plain arrays ({error})") from error
+
+
 def _show(report: Report) -> None:
     from layerdiff.report.text import print_report
 
     print_report(report, Console())
 
 
-def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | None, save: Path | None) -> None:
+def _write(
+    report: Report, *, html: Path | None, plot: Path | None, csv: Path | None, save: Path | None, pairs: Path | None
+) -> None:
     if html is not None:
         report.to_html(html)
     if plot is not None:
@@ -141,7 +162,9 @@ def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | 
         report.to_frame().to_csv(csv, index=False)
     if save is not None:
         report.save(save)
-    for path in filter(None, (html, plot, csv, save)):
+    if pairs is not None:
+        report.write_pairs(pairs)
+    for path in filter(None, (html, plot, csv, save, pairs)):
         Console().print(f"wrote {path}", markup=False, soft_wrap=True)
 
 

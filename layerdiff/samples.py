@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from layerdiff.errors import SampleError
+from layerdiff.errors import FixedShapeError, SampleError
 from layerdiff.layout import moved
 from layerdiff.tensors import named_tensors, to_array
 
@@ -92,7 +92,9 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
     Raises
     ------
     SampleError
-        Another number of inputs, or one of another type or shape, than the graph declares.
+        Another number of inputs, or one of another type or rank, than the graph declares.
+    FixedShapeError
+        An input of another size than the graph declares.
 
     """
     given = _named_arguments(sample, model)
@@ -112,6 +114,11 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
     for port in ports:
         _check(port, chosen[port.name])
     return chosen
+
+
+def shapes_of(sample: Sample, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of a sample, by argument name."""
+    return {name: tuple(tensor.shape) for name, tensor in _named_arguments(sample, model).items()}
 
 
 def _in_layout(port: Port, array: Array) -> Array:
@@ -154,7 +161,7 @@ def _check(port: Port, array: Array) -> None:
         want is None or want == got for want, got in zip(port.shape, array.shape, strict=True)
     )
     if not same:
-        raise SampleError(
+        raise (FixedShapeError if len(port.shape) == array.ndim else SampleError)(
             f"input {port.name!r}: the ONNX model wants shape {_describe('', port.shape)}, the sample has "
             f"{array.shape}; feed that shape, or export with dynamic axes"
         )

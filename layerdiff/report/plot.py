@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COLOURS = {
     Status.AGREES: "#2e7d32",
     Status.FOLDED: "#9e9e9e",
+    Status.CONFINED: "#5e35b1",
     Status.DRIFTS: "#f9a825",
     Status.PROPAGATES: "#ef6c00",
     Status.DIVERGES: "#c62828",
@@ -128,6 +129,8 @@ def _title(report: Report) -> str:
     if report.agrees:
         return f"PyTorch and ONNX agree: {report.coverage.compared} module calls compared"
     first = report.first_divergence
+    if first is None and all(output.agrees for output in report.outputs):
+        return "The outputs agree on some samples only"
     return "The outputs differ" if first is None else f"First divergence: {_plain(layer_name(first.layer))}"
 
 
