@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
-ATOMIC = (nn.RNNBase, nn.RNNCellBase)
+ATOMIC = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
@@ -259,10 +259,12 @@ class Recorder(TorchDispatchMode):
         layer = self._path(module)
         inside_atomic = any(call.atomic for call in self._stack)
         inputs = () if inside_atomic else tuple(self._read(t) for t in tensors_in((args, kwargs)))
-        atomic = isinstance(module, ATOMIC) and not inside_atomic
+        kind = type_of(module)
+        known = isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or (is_rebuilt(module) and kind in ATOMIC)
+        atomic = known and not inside_atomic
         # Calls are numbered as they begin, so that parents come before their children.
         index = self._counts.total()
-        self._stack.append(_OpenCall(index, layer, self._counts[layer], type(module).__name__, inputs, atomic))
+        self._stack.append(_OpenCall(index, layer, self._counts[layer], kind, inputs, atomic))
         self._counts[layer] += 1
 
     def _end(self, output: Any) -> None:
@@ -299,7 +301,7 @@ class Recorder(TorchDispatchMode):
             return
         with self._hook_body():
             self._outputs = {name: self._read(tensor) for name, tensor in named_tensors(output).items()}
-        kind, inputs = type(self.model).__name__, tuple(self._inputs.values())
+        kind, inputs = type_of(self.model), tuple(self._inputs.values())
         self._calls[0] = Call(0, "", 0, kind, None, inputs, tuple(self._outputs.values()))
 
     def reference(self) -> Reference:
@@ -319,6 +321,16 @@ class Recorder(TorchDispatchMode):
         calls = tuple(self._calls[index] for index in sorted(self._calls))
         values, sites = tuple(self._values), tuple(self._sites)
         return Reference(values, sites, calls, self._inputs, self._outputs, arrays, uncalled)
+
+
+def is_rebuilt(module: nn.Module) -> bool:
+    """Whether a module stands for another one: compiled by torch.jit, or given back by torch.export.unflatten."""
+    return isinstance(module, torch.jit.ScriptModule) or "original_name" in module.__dict__
+
+
+def type_of(module: nn.Module) -> str:
+    """The class of a module, or of the one that it stands for."""
+    return str(getattr(module, "original_name", "")) if is_rebuilt(module) else type(module).__name__
 
 
 def _why_uncalled(module: nn.Module, user: str | None) -> str:

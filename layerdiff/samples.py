@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from layerdiff.errors import SampleError
-from layerdiff.tensors import named_tensors, to_array
+from layerdiff.tensors import named_tensors
 
 if TYPE_CHECKING:
     from layerdiff.graph import Port
@@ -85,8 +85,8 @@ def _read(path: Path) -> Any:
     return tuple(arrays[name] for name in positional) if set(arrays) == set(positional) else arrays
 
 
-def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -> dict[str, Array]:
-    """The candidate's inputs, by name: matched by argument name where all names are known, else by position.
+def feeds_for(ports: tuple[Port, ...], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs of a graph, by name: matched by argument name where all names are known, else by position.
 
     Raises
     ------
@@ -94,8 +94,6 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
         Another number of inputs, or one of another type or shape, than the graph declares.
 
     """
-    given = _named_arguments(sample, model)
-    arrays = {name: array for name, t in given.items() if (array := to_array(t)) is not None}
     if {port.name for port in ports} <= set(arrays):
         chosen = {port.name: arrays[port.name] for port in ports}
     elif len(ports) == len(arrays):
@@ -112,7 +110,7 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
     return chosen
 
 
-def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of the sample under its argument's name (and its path inside, for nested arguments)."""
     signature = inspect.signature(model.forward)
     try:

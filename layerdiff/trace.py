@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from layerdiff.align import align
-from layerdiff.backends import OnnxRuntime
-from layerdiff.candidate import Candidate
-from layerdiff.capture import capture
 from layerdiff.environment import environment
 from layerdiff.errors import InputError
 from layerdiff.findings import diffuse, finding
-from layerdiff.graph import Graph, load
 from layerdiff.heal import heal
 from layerdiff.layers import LayerBook, coverage
 from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
 from layerdiff.model import Tolerance
-from layerdiff.noise import noise_floor
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.outputs import OutputPairs, masks_for, pair_outputs
 from layerdiff.progress import Progress
 from layerdiff.report import Report, combine
-from layerdiff.samples import feeds_for, samples
+from layerdiff.samples import samples
+from layerdiff.sides import open_candidate, open_reference
 from layerdiff.stability import random_diagnosis
 
 if TYPE_CHECKING:
@@ -35,17 +28,17 @@ if TYPE_CHECKING:
 
     import onnx
     from torch import nn
+    from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
 
     from layerdiff.backends import Backend
     from layerdiff.model import Diagnosis, Divergence
     from layerdiff.samples import Sample
-
-log = logging.getLogger("layerdiff")
+    from layerdiff.sides import CandidateSide, ReferenceSide
 
 
 def trace(  # noqa: PLR0913  the one function that may have more than five parameters
-    reference: nn.Module,
+    reference: nn.Module | ExportedProgram,
     candidate: str | Path | onnx.ModelProto | ONNXProgram,
     inputs: Any,
     *,
@@ -60,7 +53,8 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     Parameters
     ----------
     reference
-        The PyTorch model. It runs as it is (train or eval) and is left exactly as it was.
+        The PyTorch model, or the ``ExportedProgram`` that torch.export.export made of it. It runs as it is (train or
+        eval) and is left exactly as it was.
     candidate
         The exported model: a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export returns. It is never
         modified.
@@ -92,16 +86,10 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         No output of the model could be paired with one of the graph.
 
     """
-    if not isinstance(reference, torch.nn.Module):
-        raise InputError(
-            f"reference: wanted a torch.nn.Module, got a {type(reference).__name__}; pass the model itself"
-        )
     _check_options(tolerance, granularity)
-    warnings = _training_warning(reference)
-    source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
-    graph = Graph(load(source))
+    expected, actual = open_reference(reference), open_candidate(candidate, backend)
     fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(reference, source, graph, backend or OnnxRuntime(), fixed, granularity, warnings, valid)
+    job = _Job(expected, actual, fixed, granularity, valid)
     with Progress(enabled=progress) as bar:
         return combine([job.examine(sample, bar) for sample in samples(inputs)])
 
@@ -110,27 +98,22 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
 class _Job:
     """What stays the same from sample to sample."""
 
-    model: nn.Module
-    source: str | Path | onnx.ModelProto
-    graph: Graph
-    backend: Backend
+    reference: ReferenceSide
+    candidate: CandidateSide
     tolerance: Tolerance | None
     granularity: str
-    warnings: tuple[str, ...]
     valid: Mapping[str, Any] | None
 
     def examine(self, sample: Sample, bar: Progress) -> Report:
         """The report on one sample."""
-        candidate = Candidate(
-            self.source, self.graph, self.backend, feeds_for(self.graph.inputs, sample, self.model)
-        ).flat()
-        bar.stage("running PyTorch")
-        reference = capture(self.model, sample.args, sample.kwargs)
+        candidate = self.candidate.fed(sample, self.reference.feeds(sample))
+        bar.stage("running the reference")
+        reference = self.reference.capture(sample)
         bar.stage("measuring the noise floor")
-        floor = noise_floor(self.model, sample.args, sample.kwargs, reference)
+        floor = self.reference.noise_floor(sample, reference)
         limits = limits_for(reference, floor, self.tolerance)
-        bar.stage("running the ONNX model")
-        pairs = pair_outputs(reference, self.graph.outputs, hint=" ".join(self.warnings))
+        bar.stage("running the candidate")
+        pairs = pair_outputs(reference, candidate.graph.outputs, hint=" ".join(self.reference.warnings))
         masks = masks_for(reference, pairs[0], self.valid)
         outputs = OutputPairs(reference, *pairs, floor, self.tolerance, masks)
         results = outputs.results(candidate.shipped, candidate.tapped)
@@ -154,8 +137,8 @@ class _Job:
             outputs=results,
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
-            environment=environment(self.backend, self.source),
-            warnings=observed.warnings + self.warnings + outputs.warnings(),
+            environment=environment(self.reference, self.candidate),
+            warnings=observed.warnings + self.reference.warnings + outputs.warnings(),
         )
 
 
@@ -173,16 +156,3 @@ def _check_options(tolerance: object, granularity: object) -> None:
         raise InputError(f'tolerance: wanted "auto" or a Tolerance(rtol, atol), got {tolerance!r}')
     if granularity not in ("module", "op"):
         raise InputError(f'granularity: wanted "module" or "op", got {granularity!r}')
-
-
-def _training_warning(model: nn.Module) -> tuple[str, ...]:
-    """What train mode does to the layers that behave differently in it."""
-    norms = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
-    drops = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.dropout._DropoutNd)]  # noqa: SLF001
-    if not norms and not drops:
-        return ()
-    effects = [f"{len(norms)} BatchNorm layers use the statistics of the batch"] if norms else []
-    effects += [f"{len(drops)} Dropout layers drop at random"] if drops else []
-    text = f"the reference is in train mode: {' and '.join(effects)}; call model.eval() first unless that is meant"
-    log.warning(text)
-    return (text,)

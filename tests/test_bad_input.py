@@ -320,7 +320,7 @@ def test_a_network_fed_no_elements_agrees(trace: Trace) -> None:
     "reference", [None, torch.exp, "model.pt", nn.Linear], ids=["None", "function", "str", "class"]
 )
 def test_a_reference_that_is_no_module_is_refused(trace: Trace, reference: Any) -> None:
-    with refused(InputError, "reference: wanted a torch.nn.Module, got a ", type(reference).__name__):
+    with refused(InputError, "reference: wanted a torch.nn.Module", f"got a {type(reference).__name__}"):
         trace(reference, exponential(), X)
 
 
