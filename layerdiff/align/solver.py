@@ -21,7 +21,7 @@ from layerdiff.align.values import comparable_kind, match_values, same_numbers, 
 from layerdiff.align.weights import Tie, ties
 from layerdiff.graph import Injection
 from layerdiff.model import Evidence, Pair
-from layerdiff.operators import base_name, likeness
+from layerdiff.operators import base_name, is_batch_norm, likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -170,8 +170,8 @@ class _Proposer:
         self._folded_away = self._convolutions_before_folded_norms()
 
     def _convolutions_before_folded_norms(self) -> set[int]:
-        """The sites whose result only a BatchNorm reads, in a graph without BatchNormalization."""
-        if any(node.op == "BatchNormalization" for node in self._graph.nodes):
+        """The sites whose result only a BatchNorm reads, in a graph without one."""
+        if any(is_batch_norm(node.op) for node in self._graph.nodes):
             return set()
         readers: dict[int, list[Site]] = {}
         for site in self._reference.sites:
@@ -181,7 +181,7 @@ class _Proposer:
             site.index
             for site in self._reference.sites
             if base_name(site.op) == "convolution"
-            and all("batch_norm" in reader.op for reader in readers.get(site.outputs[0], ()))
+            and all(is_batch_norm(reader.op) for reader in readers.get(site.outputs[0], ()))
             and readers.get(site.outputs[0])
         }
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.graph import RESHAPING
 from layerdiff.operators import is_reshaping
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def tensor_families(graph: Graph) -> dict[str, Family]:
         for name in node.outputs:
             if not name or name in graph.constant:
                 continue
-            source = node.inputs[0] if node.op in RESHAPING and node.inputs else None
+            source = node.inputs[0] if is_reshaping(node.op) and node.inputs else None
             family = families.get(source, Family()) if source is not None else Family()
             family.members.append(name)
             families[name] = family

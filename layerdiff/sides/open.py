@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnx
 import torch
 
 from layerdiff.backends import OnnxRuntime
 from layerdiff.errors import InputError
 from layerdiff.sides.exported import module_of
 from layerdiff.sides.onnx_candidate import OnnxCandidate
+from layerdiff.sides.onnx_reference import OnnxReference
 from layerdiff.sides.torch_reference import TorchReference
 
 if TYPE_CHECKING:
@@ -31,9 +34,12 @@ def open_reference(reference: Any) -> ReferenceSide:
         return TorchReference(module, "ExportedProgram", notes)
     if isinstance(reference, torch.nn.Module):
         return TorchReference(reference, type(reference).__name__)
+    source = getattr(reference, "model_proto", reference)
+    if isinstance(source, onnx.ModelProto) or (isinstance(source, (str, Path)) and Path(source).suffix == ".onnx"):
+        return OnnxReference(source)
     raise InputError(
-        f"reference: wanted a torch.nn.Module or an ExportedProgram, got a {type(reference).__name__}; "
-        "pass the model itself"
+        "reference: wanted a torch.nn.Module, an ExportedProgram, or an ONNX model (the path of an .onnx file or a "
+        f"ModelProto), got a {type(reference).__name__}; pass the model itself"
     )
 
 
