@@ -52,10 +52,11 @@ class OnnxReference:
 
     def feeds(self, sample: Sample) -> dict[str, Array]:
         """The arrays of the sample under the names of the graph's inputs."""
-        tensors = named_tensors(dict(sample.kwargs))
-        for position, tensor in enumerate(named_tensors(sample.args).values()):
-            known = position < len(self._graph.inputs)
-            tensors[self._graph.inputs[position].name if known else str(position)] = tensor
+        positional = list(named_tensors(sample.args).values())
+        names = [port.name for port in self._graph.inputs]
+        if len(positional) > len(names):  # refused below, with all of them told
+            names = [str(position) for position in range(len(positional))]
+        tensors = named_tensors(dict(sample.kwargs)) | dict(zip(names, positional, strict=False))
         arrays = {name: array for name, tensor in tensors.items() if (array := to_array(tensor)) is not None}
         return feeds_for(self._graph.inputs, arrays)
 

@@ -35,7 +35,7 @@ def open_reference(reference: Any) -> ReferenceSide:
     if isinstance(reference, torch.nn.Module):
         return TorchReference(reference, type(reference).__name__)
     source = getattr(reference, "model_proto", reference)
-    if isinstance(source, onnx.ModelProto) or (isinstance(source, (str, Path)) and Path(source).suffix == ".onnx"):
+    if isinstance(source, (str, Path, onnx.ModelProto)):
         return OnnxReference(source)
     raise InputError(
         "reference: wanted a torch.nn.Module, an ExportedProgram, or an ONNX model (the path of an .onnx file or a "
