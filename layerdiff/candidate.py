@@ -27,10 +27,16 @@ class Candidate:
     """An ONNX graph, the runtime it runs on and the inputs it is fed. The model that ships is never replaced."""
 
     def __init__(
-        self, source: str | Path | onnx.ModelProto, graph: Graph, backend: Backend, feeds: Mapping[str, Array]
+        self,
+        source: str | Path | onnx.ModelProto,
+        graph: Graph,
+        backend: Backend,
+        feeds: Mapping[str, Array],
+        formats: Mapping[str, str] | None = None,
     ) -> None:
         self.graph = graph
         self.feeds = dict(feeds)
+        self.formats = dict(formats or {})  # of tensors whose arrays are wider than what they hold
         self._source = source
         self._backend = backend
 
@@ -42,6 +48,10 @@ class Candidate:
     def shipped_without(self, passes: Sequence[str]) -> dict[str, Array | None]:
         """The outputs of the untouched model when some optimisation passes of the runtime are off."""
         return self._backend.open(self._source, Optimisation.AS_SHIPPED, passes).run(self.feeds)
+
+    def without(self, passes: Sequence[str]) -> str:
+        """What to write to have the runtime leave some passes out."""
+        return self._backend.without(passes)
 
     def as_optimised(self, level: Optimisation) -> Candidate:
         """The candidate with the graph that the runtime really runs at an optimisation level."""

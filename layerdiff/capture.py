@@ -8,7 +8,6 @@ version of every tensor that shares the memory, so the graph is in single-assign
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -22,8 +21,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.model import CONTAINER, Call, Reference, Site, Value
+from layerdiff.signature import signature_of
 from layerdiff.tensors import named_tensors, tensors_in, to_array
-from layerdiff.untouched import inner_modules_run, untouched
+from layerdiff.untouched import inner_modules_run, uncompiled, untouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -54,6 +54,7 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(inner_modules_run())
+        stack.enter_context(uncompiled(model))
         stack.enter_context(recorder.hooks())
         recorder.register_inputs(args, kwargs)
         stack.enter_context(recorder)
@@ -151,7 +152,7 @@ class Recorder(TorchDispatchMode):
         base = op.removeprefix("aten.")
         operands = tensors_in(call)
         constant = all(self._values[index].constant for index in reads)
-        mutated = _mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
+        mutated = mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
         outputs = tensors_in(result)
         outputs += [tensor for tensor in mutated if all(tensor is not other for other in outputs)]
         if not outputs:
@@ -229,7 +230,7 @@ class Recorder(TorchDispatchMode):
     def register_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Name the values that come from outside, by the arguments of forward, before anything runs."""
         try:
-            given = inspect.signature(self.model.forward).bind(*args, **kwargs).arguments
+            given = signature_of(self.model).bind(*args, **kwargs).arguments
         except (TypeError, ValueError):  # forward says itself what it does not take
             given = {**{str(i): argument for i, argument in enumerate(args)}, **kwargs}
         for name, tensor in named_tensors(dict(given)).items():
@@ -355,7 +356,7 @@ def _storage(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
-def _mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
+def mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
     """The operands that an operator writes to, by its schema (``self`` comes first in every in-place operator)."""
     written = sum(1 for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write)  # noqa: SLF001
     first_is_self = bool(func._schema.arguments) and func._schema.arguments[0].alias_info is not None  # noqa: SLF001

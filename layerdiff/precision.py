@@ -74,12 +74,12 @@ def format_of(alignment: Alignment, nodes: Iterable[int]) -> str | None:
     found: set[str] = set()
     for index in nodes:
         node = graph.nodes[index]
-        if node.op in _INTEGER_OPS:
+        if node.op in _INTEGER_OPS or node.op.startswith("quantized."):
             return "int8"
         for name in (*node.inputs, *node.outputs):
             array = tapped.get(name, constants.get(name))
             if array is not None:
-                found.add(array.dtype.name)
+                found.add(alignment.candidate.formats.get(name, array.dtype.name))
     return next((name for name in ("bfloat16", "float16") if name in found), None)
 
 

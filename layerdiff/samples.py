@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from layerdiff.errors import SampleError
+from layerdiff.signature import signature_of
 from layerdiff.tensors import named_tensors
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def feeds_for(ports: tuple[Port, ...], arrays: Mapping[str, Array]) -> dict[str,
 
 def named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of the sample under its argument's name (and its path inside, for nested arguments)."""
-    signature = inspect.signature(model.forward)
+    signature = signature_of(model)
     try:
         bound = signature.bind(*sample.args, **sample.kwargs)
     except TypeError as error:

@@ -51,3 +51,16 @@ def inner_modules_run() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run what ``Module.compile`` compiled in place as it was before."""
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if getattr(m, "_compiled_call_impl", None)]  # noqa: SLF001
+    try:
+        for module, _ in compiled:
+            module._compiled_call_impl = None  # noqa: SLF001
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call  # noqa: SLF001

@@ -110,6 +110,10 @@ class OnnxRuntime:
         except _ERRORS as error:
             raise BackendError(f"onnxruntime {ort.__version__} refuses the model: {_first_line(error)}") from error
 
+    def without(self, passes: Sequence[str]) -> str:
+        """A session without some passes."""
+        return f"onnxruntime.InferenceSession(path, disabled_optimizers={list(passes)!r})"
+
     def describe(self) -> dict[str, str]:
         """Version and execution providers."""
         return {"onnxruntime": ort.__version__, "providers": ", ".join(self._providers)}
