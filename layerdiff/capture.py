@@ -149,7 +149,6 @@ class Recorder(TorchDispatchMode):
 
     def _note_result(self, func: Any, call: tuple[Any, Any], reads: tuple[int, ...], result: Any) -> None:
         op = str(func).removesuffix(".default")
-        base = op.removeprefix("aten.")
         operands = tensors_in(call)
         constant = all(self._values[index].constant for index in reads)
         mutated = mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
@@ -159,7 +158,7 @@ class Recorder(TorchDispatchMode):
             return
         storages = {_storage(tensor) for tensor in operands}
         site = len(self._sites)
-        unset = base.startswith(("empty", "new_empty"))  # memory that nobody has written to is no value
+        unset = leaves_memory_unset(func)
         indices = tuple(self._new_value(tensor, site, constant=constant, unset=unset) for tensor in outputs)
         self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call)))
         for tensor, index in zip(outputs, indices, strict=True):
@@ -354,6 +353,11 @@ def _storage(tensor: torch.Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  the identity of the memory, not its address
     except (NotImplementedError, RuntimeError):
         return id(tensor)
+
+
+def leaves_memory_unset(func: Any) -> bool:
+    """Whether an operator gives memory that nobody has written to, which is no value."""
+    return str(func).removeprefix("aten.").startswith(("empty", "new_empty"))
 
 
 def mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -63,7 +63,10 @@ class Alignment:
         return [name for name in self.matched.get(value, ()) if self.candidate.graph.is_live(name)]
 
     def pair(self, value: int) -> Pair | None:
-        """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed."""
+        """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed.
+
+        What holds for a value holds for all that are only reshapes of it.
+        """
         if value in self.outputs:
             return Pair(value, self.outputs[value], Evidence.OUTPUT)
         if value in self.constants:
@@ -71,7 +74,8 @@ class Alignment:
         for names, evidence in ((self.live(value), Evidence.VALUES), (self.isolated_matches.get(value), None)):
             if names:
                 return Pair(value, self._same_shape(value, names), evidence or Evidence.ISOLATED_VALUES)
-        return self.proposed.get(value)
+        root = self.root(value)
+        return self.proposed.get(value) or (None if root == value else self.pair(root))
 
     def _same_shape(self, value: int, names: list[str]) -> str:
         shape, arrays = self.reference.values[value].shape, self.candidate.tapped

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from layerdiff.capture import mutated_operands
+from layerdiff.capture import leaves_memory_unset, mutated_operands
 from layerdiff.tensors import named_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -113,12 +113,13 @@ def operator(func: Any, args: Any, kwargs: Any, reads: tuple[int, ...], rng: tor
     # BatchNorm in train mode writes to its statistics, and its schema does not say so.
     secret = "batch_norm" in str(func)
     writes = func._schema.is_mutable or secret  # noqa: SLF001
+    unset = leaves_memory_unset(func)
 
     def run(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with _random_state(rng):
             given, named, operands = call.filled([t.clone() for t in tensors] if writes else tensors)
             result = func(*given, **named)
-        outputs = tensors_in(result)
+        outputs = [torch.zeros_like(t) for t in tensors_in(result)] if unset else tensors_in(result)
         mutated = mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
         return outputs + [t for t in mutated if all(t is not other for other in outputs)]
 

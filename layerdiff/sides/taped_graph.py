@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from layerdiff.operators import base_name
@@ -19,8 +20,6 @@ from layerdiff.tensors import to_array
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    import torch
 
     from layerdiff.sides.steps import Step
     from layerdiff.sides.tape import Tape
@@ -88,8 +87,6 @@ class _Writer:
         port = self._names[index] = self._free(name or "input")
         wanted = self._tape.graph.values[index].dtype
         if wanted != str(tensor.dtype).removeprefix("torch."):
-            import torch
-
             self._names[index] = self._free(f"{port}/{wanted}")
             self._node("aten._to_copy", "", steps.cast(getattr(torch, wanted), index), [port], [self._names[index]])
         kind = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32) if array is None else array.dtype)
@@ -105,7 +102,7 @@ class _Writer:
         site, step = self._tape.graph.sites[index], self._tape.steps[index]
         layer = self._tape.graph.layer_of(site)
         for slot, value in enumerate(site.outputs):
-            label = f"{layer}/{base_name(site.op)}" + (f":{slot}" if slot else "")
+            label = "/".join(filter(None, (layer, base_name(site.op)))) + (f":{slot}" if slot else "")
             self._names[value] = self._free(label)
         reads = [self._names[value] for value in step.reads]
         for name, array in self._tape.packed.get(index, {}).items():

@@ -41,8 +41,8 @@ class TorchCandidate:
     def fed(self, sample: Sample, feeds: Mapping[str, Array]) -> Candidate:
         """The candidate with one sample."""
         given = _fitted(sample, feeds, self._plain)
-        tape, used = self._recorded(given)
         tensors = named_arguments(given, self._plain)
+        tape, used = self._recorded(given)
         taped = graph_of(tape, {name: tensors[name] for name in tape.graph.inputs})
         arrays = {
             port.name: a for port, a in zip(taped.model.graph.input, map(to_array, tensors.values()), strict=True)
