@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
 
 def trace(  # noqa: PLR0913  the one function that may have more than five parameters
-    reference: nn.Module | ExportedProgram,
-    candidate: str | Path | onnx.ModelProto | ONNXProgram,
+    reference: nn.Module | ExportedProgram | str | Path | onnx.ModelProto,
+    candidate: str | Path | onnx.ModelProto | ONNXProgram | nn.Module | ExportedProgram,
     inputs: Any,
     *,
     tolerance: Literal["auto"] | Tolerance = "auto",
@@ -48,23 +48,23 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     valid: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Report:
-    """The first layer at which an ONNX export disagrees with the model it was made from, with proof.
+    """The first layer at which a model disagrees with the one it was made from, with proof.
 
     Parameters
     ----------
     reference
-        The PyTorch model, or the ``ExportedProgram`` that torch.export.export made of it. It runs as it is (train or
-        eval) and is left exactly as it was.
+        What is right: a module, the ``ExportedProgram`` that torch.export.export made of it, or an ONNX model (a path
+        or a ``ModelProto``). A module runs as it is (train or eval) and is left exactly as it was.
     candidate
-        The exported model: a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export returns. It is never
-        modified.
+        What is judged: an exported model (a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export
+        returns), or another module or program. It is never modified.
     inputs
         What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
         arguments, an ``.npy`` or ``.npz`` path, or a list of those for several samples.
     tolerance
         "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed `Tolerance`.
     backend
-        What runs the candidate; ONNX Runtime on the CPU by default.
+        What runs an ONNX candidate; ONNX Runtime on the CPU by default.
     granularity
         Report one result per module call, or one per operator.
     valid
@@ -77,13 +77,13 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     Raises
     ------
     InputError
-        The file or a sample cannot be used.
+        A side or a sample cannot be used.
     ReferenceFailedError
-        The model raised.
+        The reference module raised.
     BackendError
-        The runtime refused the graph.
+        The runtime refused the graph, or the candidate module raised.
     AlignmentError
-        No output of the model could be paired with one of the graph.
+        No output of the reference could be paired with one of the candidate.
 
     """
     _check_options(tolerance, granularity)
