@@ -300,6 +300,27 @@ def test_outputs_pair_by_name_and_names_may_clash(trace: Trace) -> None:
     assert (report.first_divergence.layer, report.first_divergence.op) == ("", "aten.mul.Tensor")
 
 
+class Anything(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(3, 3)
+
+    def forward(self, *parts: Tensor, **more: Tensor) -> Tensor:
+        found = [*parts, *more.values()]
+        return self.inner(found[0]) * found[1]
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_arguments_without_names_of_their_own_are_matched(trace: Trace, *, named: bool) -> None:
+    x, y = torch.randn(2, 3), torch.randn(2, 3)
+    right = Anything()
+    wrong = edited(right)
+    wrong.inner.bias.data.add_(1)
+    given = {"a": x, "b": y} if named else (x, y)
+    assert trace(right, edited(right), given).agrees
+    assert trace(right, wrong, given).first_divergence.layer == "inner"
+
+
 def test_a_module_in_double_precision_takes_the_inputs_of_the_reference(trace: Trace) -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh())
     assert trace(model, edited(model).double(), torch.randn(2, 3)).agrees

@@ -43,7 +43,7 @@ class TorchCandidate:
         given = _fitted(sample, feeds, self._plain)
         tensors = named_arguments(given, self._plain)
         tape, used = self._recorded(given)
-        taped = graph_of(tape, {name: tensors[name] for name in tape.graph.inputs})
+        taped = graph_of(tape, dict(zip(tape.graph.inputs, tensors.values(), strict=True)))
         arrays = {
             port.name: a for port, a in zip(taped.model.graph.input, map(to_array, tensors.values()), strict=True)
         }
