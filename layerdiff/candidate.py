@@ -36,9 +36,11 @@ class Candidate:
         backend: Backend,
         feeds: Mapping[str, Array],
         layout: Mapping[str, Axes] | None = None,
+        formats: Mapping[str, str] | None = None,
     ) -> None:
         self.graph = graph
         self.layout = dict(layout or {})
+        self.formats = dict(formats or {})  # of tensors whose arrays are wider than what they hold
         self._fed = dict(feeds)
         self._source = source
         self._backend = backend
@@ -47,7 +49,7 @@ class Candidate:
         """The candidate that shows tensors, and takes values for them, with their axes permuted."""
         if not layout:
             return self
-        found = Candidate(self._source, self.graph, self._backend, self._fed, layout)
+        found = Candidate(self._source, self.graph, self._backend, self._fed, layout, self.formats)
         found.__dict__["shipped"] = self.shipped
         found.__dict__["tapped"] = found._shown(self.tapped)
         return found
@@ -88,6 +90,10 @@ class Candidate:
     def shipped_without(self, passes: Sequence[str]) -> dict[str, Array | None]:
         """The outputs of the untouched model when some optimisation passes of the runtime are off."""
         return self._backend.open(self._source, Optimisation.AS_SHIPPED, passes).run(self._fed)
+
+    def without(self, passes: Sequence[str]) -> str:
+        """What to write to have the runtime leave some passes out."""
+        return self._backend.without(passes)
 
     def as_optimised(self, level: Optimisation) -> Candidate:
         """The candidate with the graph that the runtime really runs at an optimisation level."""

@@ -8,7 +8,6 @@ version of every tensor that shares the memory, so the graph is in single-assign
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.model import CONTAINER, Call, Reference, Site, Value
+from layerdiff.signature import signature_of
 from layerdiff.tensors import named_tensors, tensors_in, to_array
-from layerdiff.untouched import inner_modules_run, nothing_is_compiled, untouched
+from layerdiff.untouched import inner_modules_run, nothing_is_compiled, uncompiled, untouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
-ATOMIC = (nn.RNNBase, nn.RNNCellBase)
+ATOMIC = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
@@ -56,6 +56,7 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         stack.enter_context(torch.no_grad())
         stack.enter_context(inner_modules_run())
         stack.enter_context(nothing_is_compiled())
+        stack.enter_context(uncompiled(model))
         stack.enter_context(recorder.hooks())
         recorder.register_inputs(args, kwargs)
         stack.enter_context(recorder)
@@ -152,17 +153,16 @@ class Recorder(TorchDispatchMode):
 
     def _note_result(self, func: Any, call: tuple[Any, Any], reads: tuple[int, ...], result: Any) -> None:
         op = str(func).removesuffix(".default")
-        base = op.removeprefix("aten.")
         operands = tensors_in(call)
         constant = all(self._values[index].constant for index in reads)
-        mutated = _mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
+        mutated = mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
         outputs = tensors_in(result)
         outputs += [tensor for tensor in mutated if all(tensor is not other for other in outputs)]
         if not outputs:
             return
         storages = {_storage(tensor) for tensor in operands}
         site = len(self._sites)
-        unset = base.startswith(("empty", "new_empty"))  # memory that nobody has written to is no value
+        unset = leaves_memory_unset(func)
         indices = tuple(self._new_value(tensor, site, constant=constant, unset=unset) for tensor in outputs)
         self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call)))
         for tensor, index in zip(outputs, indices, strict=True):
@@ -234,7 +234,7 @@ class Recorder(TorchDispatchMode):
     def register_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Name the values that come from outside, by the arguments of forward, before anything runs."""
         try:
-            given = inspect.signature(self.model.forward).bind(*args, **kwargs).arguments
+            given = signature_of(self.model).bind(*args, **kwargs).arguments
         except (TypeError, ValueError):  # forward says itself what it does not take
             given = {**{str(i): argument for i, argument in enumerate(args)}, **kwargs}
         for name, tensor in named_tensors(dict(given)).items():
@@ -264,10 +264,12 @@ class Recorder(TorchDispatchMode):
         layer = self._path(module)
         inside_atomic = any(call.atomic for call in self._stack)
         inputs = () if inside_atomic else tuple(self._read(t) for t in tensors_in((args, kwargs)))
-        atomic = isinstance(module, ATOMIC) and not inside_atomic
+        kind = type_of(module)
+        known = isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or (is_rebuilt(module) and kind in ATOMIC)
+        atomic = known and not inside_atomic
         # Calls are numbered as they begin, so that parents come before their children.
         index = self._counts.total()
-        self._stack.append(_OpenCall(index, layer, self._counts[layer], type(module).__name__, inputs, atomic))
+        self._stack.append(_OpenCall(index, layer, self._counts[layer], kind, inputs, atomic))
         self._counts[layer] += 1
 
     def _end(self, output: Any) -> None:
@@ -304,7 +306,7 @@ class Recorder(TorchDispatchMode):
             return
         with self._hook_body():
             self._outputs = {name: self._read(tensor) for name, tensor in named_tensors(output).items()}
-        kind, inputs = type(self.model).__name__, tuple(self._inputs.values())
+        kind, inputs = type_of(self.model), tuple(self._inputs.values())
         self._calls[0] = Call(0, "", 0, kind, None, inputs, tuple(self._outputs.values()))
 
     def reference(self) -> Reference:
@@ -324,6 +326,16 @@ class Recorder(TorchDispatchMode):
         calls = tuple(self._calls[index] for index in sorted(self._calls))
         values, sites = tuple(self._values), tuple(self._sites)
         return Reference(values, sites, calls, self._inputs, self._outputs, arrays, uncalled)
+
+
+def is_rebuilt(module: nn.Module) -> bool:
+    """Whether a module stands for another one: compiled by torch.jit, or given back by torch.export.unflatten."""
+    return isinstance(module, torch.jit.ScriptModule) or "original_name" in module.__dict__
+
+
+def type_of(module: nn.Module) -> str:
+    """The class of a module, or of the one that it stands for."""
+    return str(getattr(module, "original_name", "")) if is_rebuilt(module) else type(module).__name__
 
 
 def _why_uncalled(module: nn.Module, user: str | None) -> str:
@@ -353,7 +365,12 @@ def _storage(tensor: torch.Tensor) -> int:
         return id(tensor)
 
 
-def _mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
+def leaves_memory_unset(func: Any) -> bool:
+    """Whether an operator gives memory that nobody has written to, which is no value."""
+    return str(func).removeprefix("aten.").startswith(("empty", "new_empty"))
+
+
+def mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
     """The operands that an operator writes to, by its schema (``self`` comes first in every in-place operator)."""
     written = sum(1 for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write)  # noqa: SLF001
     first_is_self = bool(func._schema.arguments) and func._schema.arguments[0].alias_info is not None  # noqa: SLF001

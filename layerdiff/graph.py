@@ -28,10 +28,8 @@ from layerdiff.unfuse import unfused
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["RANDOM", "RESHAPING", "Graph", "Injection", "Node", "Port", "load"]
+__all__ = ["RANDOM", "Graph", "Injection", "Node", "Port", "load"]
 
-# Operators that move no number: what comes out is what went in, perhaps in another shape.
-RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )

@@ -101,7 +101,7 @@ class _Twin(Recorder):
         wide, plain = to_array(self._shadow_of(tensor)), to_array(tensor)
         if expected is None or wide is None or plain is None or wide.shape != expected.shape:
             return None
-        self.floor[index] = _floor(expected, np.maximum(_gap(expected, wide), _gap(expected, plain)))
+        self.floor[index] = floor_of(expected, np.maximum(gap_of(expected, wide), gap_of(expected, plain)))
         return None
 
 
@@ -109,7 +109,7 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(_WIDE[tensor.dtype]) if tensor.dtype in _WIDE else tensor.clone()
 
 
-def _gap(expected: Array, other: Array) -> Array:
+def gap_of(expected: Array, other: Array) -> Array:
     """The distance of every element; 0 where it is not finite on both sides, or a mask constant."""
     wide = np.complex128 if np.iscomplexobj(expected) else np.float64
     counted = np.isfinite(expected) & np.isfinite(other)
@@ -119,7 +119,7 @@ def _gap(expected: Array, other: Array) -> Array:
         return np.where(counted, np.abs(expected.astype(wide) - other.astype(wide)), 0.0)
 
 
-def _floor(expected: Array, gap: Array) -> Noise:
+def floor_of(expected: Array, gap: Array) -> Noise:
     """The floor of a value from the distances of its elements.
 
     A row whose scores are all masked may be nothing but rounding in float32. Such a row must not set the floor of the

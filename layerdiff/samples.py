@@ -13,7 +13,8 @@ import torch
 
 from layerdiff.errors import FixedShapeError, SampleError
 from layerdiff.layout import moved
-from layerdiff.tensors import named_tensors, to_array
+from layerdiff.signature import signature_of
+from layerdiff.tensors import named_tensors
 
 if TYPE_CHECKING:
     from layerdiff.graph import Port
@@ -86,8 +87,8 @@ def _read(path: Path) -> Any:
     return tuple(arrays[name] for name in positional) if set(arrays) == set(positional) else arrays
 
 
-def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -> dict[str, Array]:
-    """The candidate's inputs, by name: matched by argument name where all names are known, else by position.
+def feeds_for(ports: tuple[Port, ...], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs of a graph, by name: matched by argument name where all names are known, else by position.
 
     Raises
     ------
@@ -97,8 +98,6 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
         An input of another size than the graph declares.
 
     """
-    given = _named_arguments(sample, model)
-    arrays = {name: array for name, t in given.items() if (array := to_array(t)) is not None}
     if {port.name for port in ports} <= set(arrays):
         chosen = {port.name: arrays[port.name] for port in ports}
     elif len(ports) == len(arrays):
@@ -116,20 +115,15 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
     return chosen
 
 
-def shapes_of(sample: Sample, model: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor of a sample, by argument name."""
-    return {name: tuple(tensor.shape) for name, tensor in _named_arguments(sample, model).items()}
-
-
 def _in_layout(port: Port, array: Array) -> Array:
     """The array with its channels where the graph has them, first or last; the report warns of it."""
     axes = None if port.shape is None else moved(array.shape, port.shape)
     return array if axes is None else np.ascontiguousarray(array.transpose(axes))
 
 
-def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of the sample under its argument's name (and its path inside, for nested arguments)."""
-    signature = inspect.signature(model.forward)
+    signature = signature_of(model)
     try:
         bound = signature.bind(*sample.args, **sample.kwargs)
     except TypeError as error:

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from layerdiff.align import align
-from layerdiff.backends import OnnxRuntime
-from layerdiff.candidate import Candidate
-from layerdiff.capture import capture
 from layerdiff.confined import confined_origins
 from layerdiff.environment import environment
 from layerdiff.errors import BackendError, FixedShapeError, InputError, LayerdiffError, ReferenceFailedError
 from layerdiff.findings import diffuse, finding, layout_diagnoses
-from layerdiff.graph import Graph, load
 from layerdiff.heal import heal
 from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
 from layerdiff.model import SampleResult, Tolerance
-from layerdiff.noise import noise_floor
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.outputs import OutputPairs, pair_outputs
 from layerdiff.pairs import doubts, read_pairs, resolved, still_there
 from layerdiff.progress import Progress
 from layerdiff.report import Report
-from layerdiff.samples import feeds_for, samples, shapes_of
+from layerdiff.samples import samples
 from layerdiff.several import judged, size_diagnosis
+from layerdiff.sides import open_candidate, open_reference
 from layerdiff.stability import random_diagnosis
 from layerdiff.valid import masks_for
 
@@ -39,20 +32,21 @@ if TYPE_CHECKING:
 
     import onnx
     from torch import nn
+    from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
 
     from layerdiff.align import Alignment
     from layerdiff.backends import Backend
+    from layerdiff.candidate import Candidate
     from layerdiff.localise import Origin
     from layerdiff.model import Diagnosis, Divergence, Healed, Noise, OutputResult, Reference
     from layerdiff.samples import Sample
-
-log = logging.getLogger("layerdiff")
+    from layerdiff.sides import CandidateSide, ReferenceSide
 
 
 def trace(  # noqa: PLR0913  the one function that may have more than five parameters
-    reference: nn.Module,
-    candidate: str | Path | onnx.ModelProto | ONNXProgram,
+    reference: nn.Module | ExportedProgram | str | Path | onnx.ModelProto,
+    candidate: str | Path | onnx.ModelProto | ONNXProgram | nn.Module | ExportedProgram,
     inputs: Any,
     *,
     tolerance: Literal["auto"] | Tolerance = "auto",
@@ -62,15 +56,16 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     pairs: Mapping[str | tuple[str, int], str] | str | Path | None = None,
     progress: bool = True,
 ) -> Report:
-    """The first layer at which an ONNX export disagrees with the model it was made from, with proof.
+    """The first layer at which a model disagrees with the one it was made from, with proof.
 
     Parameters
     ----------
     reference
-        The PyTorch model. It runs as it is (train or eval) and is left exactly as it was.
+        What is right: a module, the ``ExportedProgram`` that torch.export.export made of it, or an ONNX model (a path
+        or a ``ModelProto``). A module runs as it is (train or eval) and is left exactly as it was.
     candidate
-        The exported model: a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export returns. It is never
-        modified.
+        What is judged: an exported model (a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export
+        returns), or another module or program. It is never modified.
     inputs
         What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
         arguments, an ``.npy`` or ``.npz`` path, or an iterable of those for several samples. Every sample is judged;
@@ -79,7 +74,7 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     tolerance
         "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed `Tolerance`.
     backend
-        What runs the candidate; ONNX Runtime on the CPU by default.
+        What runs an ONNX candidate; ONNX Runtime on the CPU by default.
     granularity
         Report one result per module call, or one per operator.
     valid
@@ -98,27 +93,19 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     Raises
     ------
     InputError
-        The file, a sample, a mask or a pair cannot be used.
+        A side, a sample, a mask or a pair cannot be used.
     ReferenceFailedError
-        The model raised.
+        The reference module raised.
     BackendError
-        The runtime refused the graph.
+        The runtime refused the graph, or the candidate module raised.
     AlignmentError
-        No output of the model could be paired with one of the graph.
+        No output of the reference could be paired with one of the candidate.
 
     """
-    if not isinstance(reference, torch.nn.Module):
-        raise InputError(
-            f"reference: wanted a torch.nn.Module, got a {type(reference).__name__}; pass the model itself"
-        )
     _check_options(tolerance, granularity)
-    warnings = _training_warning(reference)
-    source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
-    graph = Graph(load(source))
+    expected, actual = open_reference(reference), open_candidate(candidate, backend)
     fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(
-        reference, source, graph, backend or OnnxRuntime(), fixed, granularity, warnings, valid, read_pairs(pairs)
-    )
+    job = _Job(expected, actual, fixed, granularity, valid, read_pairs(pairs))
     with Progress(enabled=progress) as bar:
         return job.run(inputs, bar)
 
@@ -145,13 +132,10 @@ class _Judged:
 class _Job:
     """What stays the same from sample to sample."""
 
-    model: nn.Module
-    source: str | Path | onnx.ModelProto
-    graph: Graph
-    backend: Backend
+    reference: ReferenceSide
+    candidate: CandidateSide
     tolerance: Tolerance | None
     granularity: str
-    warnings: tuple[str, ...]
     valid: Any
     pairs: Mapping[str, str]
 
@@ -176,27 +160,29 @@ class _Job:
 
     def judge(self, index: int, sample: Sample, bar: Progress) -> _Judged:
         """Run one sample on both sides and compare the outputs."""
-        feeds = feeds_for(self.graph.inputs, sample, self.model)
-        candidate = Candidate(self.source, self.graph, self.backend, feeds).flat()
-        bar.stage("running PyTorch")
-        reference = capture(self.model, sample.args, sample.kwargs)
+        candidate = self.candidate.fed(sample, self.reference.feeds(sample))
+        bar.stage("running the reference")
+        reference = self.reference.capture(sample)
         bar.stage("measuring the noise floor")
-        floor = noise_floor(self.model, sample.args, sample.kwargs, reference)
-        bar.stage("running the ONNX model")
-        pairs = pair_outputs(reference, self.graph.outputs, hint=" ".join(self.warnings))
+        floor = self.reference.noise_floor(sample, reference)
+        bar.stage("running the candidate")
+        pairs = pair_outputs(reference, candidate.graph.outputs, hint=" ".join(self.reference.warnings))
         masks = masks_for(reference, pairs[0], self.valid, index)
         outputs = OutputPairs(reference, *pairs, floor, self.tolerance, masks)
         results = outputs.results(candidate.shipped, candidate.tapped)
-        told = judged(shapes_of(sample, self.model), results)
+        told = judged(self._shapes(sample), results)
         return _Judged(index, candidate, reference, floor, outputs, results, told)
 
     def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
         """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
         try:
-            capture(self.model, sample.args, sample.kwargs)
+            self.reference.capture(sample)
         except ReferenceFailedError:
             raise error from None
-        return SampleResult(shapes_of(sample, self.model), agrees=False, refused=str(error))
+        return SampleResult(self._shapes(sample), agrees=False, refused=str(error))
+
+    def _shapes(self, sample: Sample) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(array.shape) for name, array in self.reference.feeds(sample).items()}
 
     def examine(self, sample: _Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
         """The report on one sample."""
@@ -224,9 +210,9 @@ class _Job:
             outputs=sample.results,
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
-            environment=environment(self.backend, self.source),
+            environment=environment(self.reference, self.candidate),
             warnings=observed.warnings
-            + self.warnings
+            + self.reference.warnings
             + outputs.warnings()
             + lost
             + doubts(alignment)
@@ -284,16 +270,3 @@ def _check_options(tolerance: object, granularity: object) -> None:
         raise InputError(f'tolerance: wanted "auto" or a Tolerance(rtol, atol), got {tolerance!r}')
     if granularity not in ("module", "op"):
         raise InputError(f'granularity: wanted "module" or "op", got {granularity!r}')
-
-
-def _training_warning(model: nn.Module) -> tuple[str, ...]:
-    """What train mode does to the layers that behave differently in it."""
-    norms = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
-    drops = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.dropout._DropoutNd)]  # noqa: SLF001
-    if not norms and not drops:
-        return ()
-    effects = [f"{len(norms)} BatchNorm layers use the statistics of the batch"] if norms else []
-    effects += [f"{len(drops)} Dropout layers drop at random"] if drops else []
-    text = f"the reference is in train mode: {' and '.join(effects)}; call model.eval() first unless that is meant"
-    log.warning(text)
-    return (text,)

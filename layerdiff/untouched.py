@@ -66,3 +66,16 @@ def nothing_is_compiled() -> Iterator[None]:
         return
     with set_stance("force_eager"):
         yield
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run what ``Module.compile`` compiled in place as it was before."""
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if getattr(m, "_compiled_call_impl", None)]  # noqa: SLF001
+    try:
+        for module, _ in compiled:
+            module._compiled_call_impl = None  # noqa: SLF001
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call  # noqa: SLF001

@@ -169,7 +169,7 @@ UNUSABLE = {
     "no colon": (("mymodels", "good.onnx"), "'mymodels': wanted package.module:name"),
     "no such module": (("nowhere.models:build", "good.onnx"), "cannot import nowhere"),
     "no such name": (("mymodels:missing", "good.onnx"), "has no 'missing'"),
-    "not a model": (("mymodels:not_a_model", "good.onnx", "-i", "x.npy"), "wanted a torch.nn.Module, got a int"),
+    "not a model": (("mymodels:not_a_model", "good.onnx", "-i", "x.npy"), "ModelProto), got a int"),
     "no folder for a page": (("mymodels:build_with_inputs", "bad.onnx", "--html", "no/where.html"), "does not exist"),
     "no folder for a plot": (("mymodels:build_with_inputs", "bad.onnx", "--plot", "no/where.png"), "does not exist"),
     "no folder for a table": (("mymodels:build_with_inputs", "bad.onnx", "--csv", "no/where.csv"), "does not exist"),

@@ -23,7 +23,7 @@ from layerdiff.align.values import comparable_kind, match_values, same_numbers, 
 from layerdiff.align.weights import Tie, ties
 from layerdiff.graph import Injection
 from layerdiff.model import Evidence, Pair
-from layerdiff.operators import base_name, likeness
+from layerdiff.operators import base_name, is_batch_norm, likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +67,10 @@ class Alignment:
         return [name for name in self.matched.get(value, ()) if self.candidate.graph.is_live(name)]
 
     def pair(self, value: int) -> Pair | None:
-        """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed."""
+        """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed.
+
+        What holds for a value holds for all that are only reshapes of it.
+        """
         given = self.proposed.get(value)
         if given is not None and given.evidence is Evidence.GIVEN:
             return given
@@ -78,7 +81,8 @@ class Alignment:
         for names, evidence in ((self.live(value), Evidence.VALUES), (self.isolated_matches.get(value), None)):
             if names:
                 return Pair(value, self._same_shape(value, names), evidence or Evidence.ISOLATED_VALUES)
-        return self.proposed.get(value, self.proposed.get(self.root(value)))
+        root = self.root(value)
+        return self.proposed.get(value) or (None if root == value else self.pair(root))
 
     def _same_shape(self, value: int, names: list[str]) -> str:
         shape, arrays = self.reference.values[value].shape, self.candidate.tapped
@@ -210,8 +214,8 @@ class _Proposer:
         self._folded_away = self._convolutions_before_folded_norms()
 
     def _convolutions_before_folded_norms(self) -> set[int]:
-        """The sites whose result only a BatchNorm reads, in a graph without BatchNormalization."""
-        if any(node.op == "BatchNormalization" for node in self._graph.nodes):
+        """The sites whose result only a BatchNorm reads, in a graph without one."""
+        if any(is_batch_norm(node.op) for node in self._graph.nodes):
             return set()
         readers: dict[int, list[Site]] = {}
         for site in self._reference.sites:
@@ -221,7 +225,7 @@ class _Proposer:
             site.index
             for site in self._reference.sites
             if base_name(site.op) == "convolution"
-            and all("batch_norm" in reader.op for reader in readers.get(site.outputs[0], ()))
+            and all(is_batch_norm(reader.op) for reader in readers.get(site.outputs[0], ()))
             and readers.get(site.outputs[0])
         }
 

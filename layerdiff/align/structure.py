@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.graph import RESHAPING
 from layerdiff.operators import is_reshaping
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def tensor_families(graph: Graph, moving: Collection[int] = ()) -> dict[str, Fam
         for name in node.outputs:
             if not name or name in graph.constant:
                 continue
-            keeps = node.inputs and (node.op in RESHAPING or node.index in moving)
+            keeps = node.inputs and (is_reshaping(node.op) or node.index in moving)
             source = node.inputs[0] if keeps else None
             family = families.get(source, Family()) if source is not None else Family()
             family.members.append(name)

@@ -122,6 +122,10 @@ class OnnxRuntime:
             "are often missing): export in float32, or give backend=OnnxRuntime([...]) with a provider that has it"
         )
 
+    def without(self, passes: Sequence[str]) -> str:
+        """A session without some passes."""
+        return f"onnxruntime.InferenceSession(path, disabled_optimizers={list(passes)!r})"
+
     def describe(self) -> dict[str, str]:
         """Version and execution providers."""
         return {"onnxruntime": ort.__version__, "providers": ", ".join(self._providers)}

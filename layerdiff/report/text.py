@@ -27,6 +27,7 @@ MARKS = {
     Status.DIVERGES: "bold red",
 }
 
+_KINDS = {"reference": "PyTorch", "candidate": "ONNX"}
 _HEADINGS = ("layer", "status", "introduced", "accumulated", "noise", "ONNX tensor")
 
 
@@ -39,7 +40,7 @@ def verdict(report: Report) -> str:
     """What happened, in sentences a person can paste in a chat."""
     where = which(report)
     if report.agrees:
-        sentence = f"PyTorch and ONNX agree{where}: {_worst_output(report)}; {_coverage(report)}."
+        sentence = f"{both_sides(report)} agree{where}: {_worst_output(report)}; {_coverage(report)}."
         return " ".join([sentence, *_confined(report)])
     opening = lead(report.samples)
     first = report.first_divergence
@@ -48,7 +49,7 @@ def verdict(report: Report) -> str:
     sentences = [*opening, f"{_accusation(first)}{where}."]
     proofs = [d.healed for d in report.divergences if d.healed is not None]
     if proofs:
-        sentences.append(_proof(proofs, len(report.divergences)))
+        sentences.append(_proof(report, proofs))
     others = report.divergences[1:]
     if others:
         places = list(dict.fromkeys(layer_name(d.layer) for d in others if d.layer != first.layer))
@@ -123,16 +124,25 @@ def _name(first: Divergence) -> str:
     return f"{layer_name(first.layer)}{call} [{first.type}{operator}]"
 
 
-def _proof(proofs: list[Healed], origins: int) -> str:
+def both_sides(report: Report) -> str:
+    """What is compared, by what sets the two apart: their kinds, or their parts in the comparison."""
+    kinds = [report.environment.get(f"{side}_kind", kind) for side, kind in _KINDS.items()]
+    return " and ".join(kinds if len(set(kinds)) == 2 else _KINDS)
+
+
+def _proof(report: Report, proofs: list[Healed]) -> str:
     """What putting the expected values in has shown; never more than that."""
     before, after = proofs[0].before, proofs[-1].after
     change = f"max-abs {before:.3g} → {after:.2g}"
+    origins = len(report.divergences)
     there = "there" if origins == 1 else f"at the {origins} origins"
+    first = both_sides(report).partition(" ")[0]
+    whose = f"{first}'s" if first in _KINDS.values() else "the reference's"
     if proofs[-1].agrees:
-        return f"Proven: with PyTorch's value put in {there} the final outputs agree ({change})."
+        return f"Proven: with {whose} value put in {there} the final outputs agree ({change})."
     if after < before / 2:
-        return f"With PyTorch's value put in {there} the final error shrinks but stays ({change})."
-    return f"Not proven: with PyTorch's value put in {there} the final outputs still differ ({change})."
+        return f"With {whose} value put in {there} the final error shrinks but stays ({change})."
+    return f"Not proven: with {whose} value put in {there} the final outputs still differ ({change})."
 
 
 def _consequences(report: Report) -> str:
