@@ -73,7 +73,20 @@ def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
     found = [_narrowed(alignment, forced, tensor) for tensor in sorted(wrong, key=lambda t: position.get(t, -1))]
     if not found and not rounded:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
-    return sorted(_merged(found), key=lambda origin: _made_at(alignment, origin.value)), rounded
+    found = [replace(origin, nodes=_telling(alignment, origin)) for origin in _merged(found)]
+    return sorted(found, key=lambda origin: _made_at(alignment, origin.value)), rounded
+
+
+def _telling(alignment: Alignment, origin: Origin) -> tuple[int, ...]:
+    """The nodes of an origin without those that make its constants and without Identity.
+
+    Tools put both in and take both out at will. Nodes that were inserted are all told.
+    """
+    graph = alignment.candidate.graph
+    computing = tuple(n for n in origin.nodes if not graph.constant.issuperset(graph.nodes[n].outputs))
+    if origin.inserted or not computing:
+        return computing or origin.nodes
+    return tuple(n for n in computing if graph.nodes[n].op != "Identity")
 
 
 def _merged(origins: list[Origin]) -> list[Origin]:
