@@ -191,8 +191,8 @@ class _Region:
         entries = [
             (n, s) for n in sorted(self.nodes) for s, name in enumerate(graph.nodes[n].inputs) if name in self.sources
         ]
-        for name in self.sources:
-            edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] == name)
+        for name, same in self._copies().items():
+            edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] in same)
             if len(edges) > 1:
                 yield Slot(name, edges)
         for index in sorted(self.nodes):
@@ -202,6 +202,14 @@ class _Region:
             for name in graph.nodes[index].outputs:
                 if name and name != self.tensor and name not in graph.constant:
                     yield Slot(name)
+
+    def _copies(self) -> dict[str, set[str]]:
+        """The sources that hold one value in one shape, under the name of the first: an Identity makes another."""
+        tapped = self.alignment.candidate.tapped
+        groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+        for name, value in self.sources.items():
+            groups.setdefault((value, tapped[name].shape), []).append(name)
+        return {names[0]: set(names) for names in groups.values()}
 
     def healed_by(self, value: int, slot: Slot) -> bool:
         """Whether the tensor comes out right when the value is put into the slot."""

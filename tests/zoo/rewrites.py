@@ -13,12 +13,15 @@ if TYPE_CHECKING:
 
 
 def with_identities(proto: onnx.ModelProto, rng: random.Random) -> onnx.ModelProto:
-    """The model with Identity nodes on a third of its edges."""
+    """The model with Identity nodes on a third of its edges, those to weights included."""
     model = _copy(proto)
+    constant = _constants(model)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         for slot, name in enumerate(node.input):
-            if name and rng.random() < 1 / 3:
+            # Runtimes want the sizes, axes and limits of other operators as constants.
+            movable = name not in constant or node.op_type in _WEIGHTED
+            if name and movable and rng.random() < 1 / 3:
                 between = f"{name}__through_{len(nodes)}"
                 nodes.append(helper.make_node("Identity", [name], [between], name=between))
                 node.input[slot] = between
@@ -80,6 +83,17 @@ def without_metadata(proto: onnx.ModelProto) -> onnx.ModelProto:
     del model.graph.metadata_props[:]
     del model.metadata_props[:]
     return model
+
+
+_WEIGHTED = ("Conv", "Gemm", "MatMul", "Add", "Mul", "BatchNormalization", "LayerNormalization")
+
+
+def _constants(model: onnx.ModelProto) -> set[str]:
+    found = {tensor.name for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if all(name in found for name in _reads(node) if name):
+            found.update(node.output)
+    return found
 
 
 def _reads(node: onnx.NodeProto) -> Iterator[str]:

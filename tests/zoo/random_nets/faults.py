@@ -49,7 +49,7 @@ def with_fault(net: Sample, rng: random.Random) -> Planted | None:
                 continue
             try:
                 wrong = _outputs(broken, net.inputs)
-            except (RuntimeError, ValueError, IndexError, TypeError):  # what comes next cannot take it
+            except (RuntimeError, ValueError, IndexError, TypeError, AttributeError):  # what comes next cannot take it
                 continue
             if _differ(right, wrong):
                 return Planted(broken, path, detail)
