@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,13 +22,17 @@ def _none(_rng: random.Random, _x: Tensor) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of one value, or of several of one shape. `kin` are those that it may be mistaken for."""
+    """A function of one value, or of several of one shape.
+
+    `kin` are those that it may be mistaken for. `torchscript` says whether that exporter writes it down as it is.
+    """
 
     call: Callable[..., Any]
     ranks: tuple[int, ...] = (2, 3, 4)
     operands: int = 1
     options: Options = _none
-    kin: tuple[str, ...] = field(default=())
+    kin: tuple[str, ...] = ()
+    torchscript: bool = True
 
 
 def _axis(rng: random.Random, x: Tensor) -> dict[str, Any]:
@@ -114,7 +118,7 @@ FUNCTIONS: dict[str, Function] = {
     "minimum": Function(torch.minimum, operands=2, kin=("maximum",)),
     "cat": Function(lambda x, y, dim: torch.cat((x, y), dim), operands=2, options=_axis, kin=("cat_reversed",)),
     "cat_reversed": Function(lambda x, y, dim: torch.cat((y, x), dim), operands=2, options=_axis, kin=("cat",)),
-    "lerp": Function(lambda x, y, number: torch.lerp(x, y, number), operands=2, options=_number(0.3, 0.7)),
+    "lerp": Function(lambda x, y, number: x.lerp(y, number), operands=2, options=_number(0.3, 0.7)),
     "where": Function(lambda x, y: torch.where(x > y, x, 0.1 * y), operands=2),
     "addcmul": Function(lambda x, y, z: torch.addcmul(x, y, z, value=0.5), operands=3),
     # One value.
@@ -152,7 +156,7 @@ FUNCTIONS: dict[str, Function] = {
     "max_centre": Function(lambda x, dim: x - x.amax(dim, keepdim=True), options=_axis, kin=("mean_centre",)),
     "squeeze_excite": Function(lambda x: x * x.mean((2, 3), keepdim=True).sigmoid(), ranks=(4,)),
     "edit_in_place": Function(_edit_in_place, options=_number(0.5, 2.0, -1.0)),
-    "write_to_view": Function(_write_to_view, options=_number(0.5, 1.0)),
+    "write_to_view": Function(_write_to_view, options=_number(0.5, 1.0), torchscript=False),  # it loses the update
     "overwrite": Function(_overwrite, options=_number(0.0, 1.0)),
     "relu_": Function(lambda x: x.clone().relu_(), kin=("relu6_",)),
     "relu6_": Function(lambda x: x.clone().clamp_(0.0, 1.0), kin=("relu_",)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from tests.zoo.sample import Sample
 from tests.zoo.weights import fill, settle
 
 if TYPE_CHECKING:
+    import random
     from collections.abc import Callable
 
 LARGEST = 3000
@@ -92,7 +92,8 @@ class _Grower:
             self._take(Step((number,), function="tanh"))
             self.program.results += (len(self.values) - 1,)
         several = [Form.TUPLE, Form.DICT, Form.LIST, Form.NESTED]
-        self.program.form = rng.choice(several) if len(self.program.results) > 1 else rng.choice([Form.TENSOR, Form.TENSOR, *several[:2]])
+        alone = [Form.TENSOR, Form.TENSOR, *several[:2]]
+        self.program.form = rng.choice(several if len(self.program.results) > 1 else alone)
         return self.program
 
     # Steps.
@@ -136,14 +137,15 @@ class _Grower:
         return bool(fitting) and self._call_function(self.rng.choice(fitting), (number,))
 
     def _join(self, number: int) -> bool:
-        """A function of several values of one shape, or of one value several times."""
+        """A function of several values of one shape."""
         value = self.values[number]
         others = [n for n, v in enumerate(self.values) if v.shape == value.shape and v.dtype == value.dtype]
-        fitting = [name for name, f in FUNCTIONS.items() if value.dim() in f.ranks and f.operands > 1]
-        if not fitting or (len(others) < 2 and self.rng.random() < 0.8):
+        fitting = [n for n, f in FUNCTIONS.items() if value.dim() in f.ranks and 1 < f.operands <= len(others)]
+        if not fitting:
             return False
         name = self.rng.choice(fitting)
-        operands = [number, *(self.rng.choice(others) for _ in range(FUNCTIONS[name].operands - 1))]
+        others.remove(number)
+        operands = [number, *self.rng.sample(others, FUNCTIONS[name].operands - 1)]
         return self._call_function(name, tuple(self.rng.sample(operands, len(operands))))
 
     def _call_function(self, name: str, reads: tuple[int, ...]) -> bool:

@@ -173,6 +173,3 @@ LAYERS: dict[int, list[Maker]] = {
     4: [*_SPATIAL, upsample, pixel_shuffle, layer_norm, linear],
 }  # fmt: skip
 """What fits a value of so many dimensions, the common ones several times."""
-
-SWAPS: tuple[tuple[Maker, ...], ...] = ((max_pool, avg_pool), (pad,), (upsample,), (layer_norm, rms_norm), (activation,))
-"""Layers of one kind: one of them in another's place is a fault that happens."""

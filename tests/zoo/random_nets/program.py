@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from tests.zoo.exports import Exporter
 from tests.zoo.random_nets.functions import FUNCTIONS
 
 if TYPE_CHECKING:
@@ -85,6 +86,13 @@ class Program(nn.Module):
     def extra_repr(self) -> str:
         lines = [f"{step.reads} -> {step.layer or step.function} {dict(step.options) or ''}" for step in self.steps]
         return "\n".join([*lines, f"returns {self.form.value} of {self.results}"])
+
+
+def faithful(program: nn.Module, exporter: Exporter) -> bool:
+    """Whether an exporter is known to write down all that the program's functions do."""
+    steps = [step for part in program.modules() if isinstance(part, Program) for step in part.steps]
+    lossy = any(step.function and not FUNCTIONS[step.function].torchscript for step in steps)
+    return exporter is not Exporter.TORCHSCRIPT or not lossy
 
 
 def tensors(result: Any) -> list[Tensor]:
