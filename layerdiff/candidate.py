@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 class Candidate:
     """An ONNX graph, the runtime it runs on and the inputs it is fed. The model that ships is never replaced."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  a model in three forms, its inputs, and two ways to look at its tensors
         self,
         source: str | Path | onnx.ModelProto,
         graph: Graph,

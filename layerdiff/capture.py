@@ -23,7 +23,8 @@ from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.model import CONTAINER, Call, Reference, Site, Value
 from layerdiff.signature import signature_of
-from layerdiff.tensors import named_tensors, tensors_in, to_array
+from layerdiff.tensors import named_tensors, storage_of, tensors_in, to_array
+from layerdiff.unset import UnsetMemory
 from layerdiff.untouched import inner_modules_run, nothing_is_compiled, uncompiled, untouched
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Recorder(TorchDispatchMode):
         self._counts: Counter[str] = Counter()
         self._version_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._writes: dict[int, list[tuple[int, str, int]]] = {}
+        self._memory = UnsetMemory()
         self._inputs: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
         self._in_hook = False
@@ -160,13 +162,17 @@ class Recorder(TorchDispatchMode):
         outputs += [tensor for tensor in mutated if all(tensor is not other for other in outputs)]
         if not outputs:
             return
-        storages = {_storage(tensor) for tensor in operands}
+        storages = {storage_of(tensor) for tensor in operands}
         site = len(self._sites)
-        unset = leaves_memory_unset(func)
-        indices = tuple(self._new_value(tensor, site, constant=constant, unset=unset) for tensor in outputs)
+        for tensor in mutated:
+            self._memory.write(tensor, operands[1] if op == "aten.copy_" else None)
+        for tensor in outputs:
+            if storage_of(tensor) not in storages:
+                self._memory.made(op, tensor)
+        indices = tuple(self._new_value(tensor, site, constant=constant) for tensor in outputs)
         self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call)))
         for tensor, index in zip(outputs, indices, strict=True):
-            storage = _storage(tensor)
+            storage = storage_of(tensor)
             if any(tensor is other for other in mutated):
                 self._writes.setdefault(storage, []).append((index, op, self._owner()))
             elif storage not in storages:
@@ -178,10 +184,10 @@ class Recorder(TorchDispatchMode):
         if tensor not in self._version_of:
             name = self._parameters.get(id(tensor))
             index = self._new_value(tensor, None, parameter=name, constant=True)
-            self._version_of[tensor] = (index, len(self._writes.get(_storage(tensor), ())))
+            self._version_of[tensor] = (index, len(self._writes.get(storage_of(tensor), ())))
             return index
         index, version = self._version_of[tensor]
-        writes = self._writes.get(_storage(tensor), [])
+        writes = self._writes.get(storage_of(tensor), [])
         if version < len(writes):
             _, op, owner = writes[-1]
             site = len(self._sites)
@@ -198,11 +204,10 @@ class Recorder(TorchDispatchMode):
         *,
         parameter: str | None = None,
         constant: bool,
-        unset: bool = False,
     ) -> int:
         index = len(self._values)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        array = None if parameter or unset else self.keep(index, tensor)
+        array = None if parameter or self._memory.reaches(tensor) else self.keep(index, tensor)
         shape = tuple(tensor.shape) + ((2,) if tensor.is_complex() else ())
         self._values.append(Value(index, shape, dtype, array, site, parameter, constant))
         return index
@@ -291,7 +296,7 @@ class Recorder(TorchDispatchMode):
         indices = tuple(self._new_value(tensor, site, constant=False) for tensor in outputs)
         self._sites.append(Site(site, f"nn.{call.type}", call.index, tuple(call.reads), indices))
         for tensor, index in zip(outputs, indices, strict=True):
-            self._version_of[tensor] = (index, len(self._writes.get(_storage(tensor), ())))
+            self._version_of[tensor] = (index, len(self._writes.get(storage_of(tensor), ())))
 
     def _path(self, module: nn.Module) -> str:
         """The path by which a module was reached: a shared instance has several, the running parent tells which."""
@@ -356,13 +361,6 @@ def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
     given = dict(zip(names, args, strict=False)) | kwargs
     return {name: value for name, value in given.items() if not tensors_in(value) and value is not None}
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  the identity of the memory, not its address
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
 
 
 def leaves_memory_unset(func: Any) -> bool:

@@ -54,3 +54,11 @@ def named_tensors(tree: Any) -> dict[str, torch.Tensor]:
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """The tensors among the leaves of an argument list, in order."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """The identity of the memory that a tensor and its views share."""
+    try:
+        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  the identity of the memory, not its address
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)

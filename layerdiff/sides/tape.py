@@ -71,9 +71,8 @@ class _TapeRecorder(Recorder):
         *,
         parameter: str | None = None,
         constant: bool,
-        unset: bool = False,
     ) -> int:
-        index = super()._new_value(tensor, site, parameter=parameter, constant=constant, unset=unset)
+        index = super()._new_value(tensor, site, parameter=parameter, constant=constant)
         self._geometry[index] = Geometry.of(tensor)
         if site is None and constant:
             fixed = isinstance(tensor, torch.nn.Parameter)  # a buffer may be written to later on
