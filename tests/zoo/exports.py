@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import onnx
 import onnxruntime
@@ -51,14 +51,18 @@ UNSUPPORTED: dict[tuple[str, Exporter, Treatment], str] = {
 """What cannot be made or run for a model of the zoo, and why."""
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter) -> onnx.ModelProto:
-    """The model as the exporter writes it: opset 17 from TorchScript, 18 from dynamo."""
+OPSETS = {Exporter.TORCHSCRIPT: 17, Exporter.DYNAMO: 18}
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, **options: Any) -> onnx.ModelProto:
+    """The model as the exporter writes it, in OPSETS unless the options for torch.onnx.export say otherwise."""
+    options = {"opset_version": OPSETS[exporter], **options}
     with _quiet(), torch.no_grad():
         if exporter is Exporter.TORCHSCRIPT:
             file = io.BytesIO()
-            torch.onnx.export(model, inputs, file, opset_version=17, dynamo=False)
+            torch.onnx.export(model, inputs, file, dynamo=False, **options)
             return onnx.load_from_string(file.getvalue())
-        program = torch.onnx.export(model, inputs, dynamo=True, opset_version=18, verbose=False)
+        program = torch.onnx.export(model, inputs, dynamo=True, verbose=False, **options)
         return program.model_proto
 
 
