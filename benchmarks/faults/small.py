@@ -118,7 +118,9 @@ def _channel(piece: Workpiece, rng: random.Random) -> Dial | None:
         row[index] = weight[index]
         return row
 
-    return _on_parameter(piece, rng, lambda name, w: "weight" in name and w.dim() > 1, "gain of one channel of the", one)
+    return _on_parameter(
+        piece, rng, lambda name, w: "weight" in name and w.dim() > 1, "gain of one channel of the", one
+    )
 
 
 def _noise_of(weight: Tensor, rng: random.Random) -> Tensor:
@@ -168,13 +170,19 @@ def _statistics(piece: Workpiece, rng: random.Random) -> Dial | None:
     mean, variance = norm.running_mean.clone(), norm.running_var.clone()
     draw = torch.randn(mean.shape, generator=generator(rng))
     if rng.random() < 0.5:
-        return Dial(path, lambda a: piece.rewrite(path, "running_mean", mean + a * variance.sqrt() * draw), "mean moved")
+        return Dial(
+            path, lambda a: piece.rewrite(path, "running_mean", mean + a * variance.sqrt() * draw), "mean moved"
+        )
     return Dial(path, lambda a: piece.rewrite(path, "running_var", variance * (a * draw).exp()), "variance off")
 
 
 def _factor(piece: Workpiece, rng: random.Random) -> Dial | None:
     """A layer's result times a little more than one: an operator that is too many, or a folded constant."""
-    paths = [path for path in piece.modules(*FOLDABLE) if all(call.floats_out and call.read for call in piece.survey.of(path))]
+    paths = [
+        path
+        for path in piece.modules(*FOLDABLE)
+        if all(call.floats_out and call.read for call in piece.survey.of(path))
+    ]
     if not paths:
         return None
     path = rng.choice(paths)

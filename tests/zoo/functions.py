@@ -1,7 +1,7 @@
 """Exports with model-local functions: one for each class of module, as `export_modules_as_functions` writes them.
 
-The dynamo exporter writes none. From its files they are made here: the nodes of each call of such a module, by the module
-path in their metadata, become the body of a function, and equal bodies one function.
+The dynamo exporter writes none. From its files they are made here: the nodes of each call of such a module, by the
+module path in their metadata, become the body of a function, and equal bodies one function.
 """
 
 from __future__ import annotations
@@ -55,23 +55,23 @@ def _in_a_child(model: nn.Module, inputs: tuple[Tensor, ...], classes: set[type]
     child.start()
     sender.close()
     try:
-        answer = receiver.recv()
+        failure, content = receiver.recv()
     except EOFError as died:
         raise RuntimeError("the exporter's process died") from died
     finally:
         child.join()
-    if isinstance(answer, str):
-        raise RuntimeError(answer)
-    return onnx.load_from_string(answer)
+    if failure:
+        raise RuntimeError(failure)
+    return onnx.load_from_string(content)
 
 
 def _send(sender: Any, model: nn.Module, inputs: tuple[Tensor, ...], classes: set[type]) -> None:
     try:
         proto = exports.export(model, inputs, Exporter.TORCHSCRIPT, export_modules_as_functions=classes)
     except Exception as error:  # noqa: BLE001  whatever it is, the parent raises it
-        sender.send(f"{type(error).__name__}: {error}")
+        sender.send((f"{type(error).__name__}: {error}", b""))
     else:
-        sender.send(proto.SerializeToString())
+        sender.send(("", proto.SerializeToString()))
 
 
 def outlined(proto: onnx.ModelProto, modules: Mapping[str, nn.Module]) -> onnx.ModelProto:
@@ -125,7 +125,8 @@ def _read(node: onnx.NodeProto) -> Iterator[str]:
 
 
 def _holds_graph(node: onnx.NodeProto) -> bool:
-    return any(attribute.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for attribute in node.attribute)
+    kinds = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
+    return any(attribute.type in kinds for attribute in node.attribute)
 
 
 def _function(
