@@ -54,7 +54,9 @@ def _counts(rows: pd.DataFrame, by: str) -> pd.DataFrame:
 
 def _misses(frame: pd.DataFrame) -> str:
     missed = frame[~frame.outcome.isin(RIGHT) | (frame.both == False)]  # noqa: E712  None is neither
-    lines = [f"{m.outcome}: {m.case}: truth {m.truth}; named {m.named or 'nothing'}" for m in missed.itertuples()]
+    words = missed.outcome.where(~missed.outcome.isin(RIGHT), "one of two")
+    told = zip(words, missed.case, missed.truth, missed.named, strict=True)
+    lines = [f"{word}: {case}: truth {truth}; named {named or 'nothing'}" for word, case, truth, named in told]
     unhealed = frame[(frame.category != HEALTHY) & frame.outcome.isin(RIGHT) & (frame.healed != True)]  # noqa: E712
     lines += [f"not healed: {m.case}: truth {m.truth}; named {m.named}" for m in unhealed.itertuples()]
     return "\n".join(lines) or "no misses"
