@@ -1,6 +1,8 @@
 # Everything runs in .venv, made from the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+SEED ?= 1
+JOBS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
@@ -55,7 +57,7 @@ notebooks: $(VENV)/.test
 	$(RUN) -m pytest tests/test_notebooks.py
 
 bench-faults: $(VENV)/.test
-	$(RUN) -m benchmarks.localisation
+	$(RUN) -m benchmarks.localisation --seed $(SEED) --jobs $(JOBS)
 
 check: lint types contracts test docs
 

@@ -51,14 +51,18 @@ UNSUPPORTED: dict[tuple[str, Exporter, Treatment], str] = {
 """What cannot be made or run for a model of the zoo, and why."""
 
 
+OPSETS = {Exporter.TORCHSCRIPT: 17, Exporter.DYNAMO: 18}
+
+
 def export(model: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, **options: Any) -> onnx.ModelProto:
-    """The model as the exporter writes it: opset 17 from TorchScript, 18 from dynamo; options go to torch.onnx."""
+    """The model as the exporter writes it, in OPSETS unless the options for torch.onnx.export say otherwise."""
+    options = {"opset_version": OPSETS[exporter], **options}
     with _quiet(), torch.no_grad():
         if exporter is Exporter.TORCHSCRIPT:
             file = io.BytesIO()
-            torch.onnx.export(model, inputs, file, opset_version=17, dynamo=False, **options)
+            torch.onnx.export(model, inputs, file, dynamo=False, **options)
             return onnx.load_from_string(file.getvalue())
-        program = torch.onnx.export(model, inputs, dynamo=True, opset_version=18, verbose=False, **options)
+        program = torch.onnx.export(model, inputs, dynamo=True, verbose=False, **options)
         return program.model_proto
 
 
