@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults check clean
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals check clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +27,10 @@ $(VENV)/.browser: $(VENV)/.made
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) -e '.[bench]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -54,8 +58,11 @@ docs: $(VENV)/.dev
 notebooks: $(VENV)/.test
 	$(RUN) -m pytest tests/test_notebooks.py
 
-bench-faults: $(VENV)/.test
+bench-faults: $(VENV)/.bench
 	$(RUN) -m benchmarks.localisation
+
+bench-rivals: $(VENV)/.bench
+	$(RUN) -m benchmarks.comparison
 
 check: lint types contracts test docs
 
