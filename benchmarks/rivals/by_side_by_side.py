@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 
     from benchmarks.rivals.verdict import Fresh
 
-MAX_ABS = 1e-3
+MAX_ABS = 3e-4
+"""The tool lists errors. Its command line has 1e-5 for both, which no export meets; this limit served it best."""
 
 
 def side_by_side(model: nn.Module, proto: onnx.ModelProto, inputs: tuple[Tensor, ...], fresh: Fresh) -> Verdict:
     """The module of the first result, or weight, whose `err_abs` is above MAX_ABS."""
     program, records = measured(model, proto, inputs, fresh)
-    over = [record for record in records if not record.err_abs <= MAX_ABS]
+    over = [record for record in records if record.err_abs > MAX_ABS]
     if not over:
         return Verdict(agrees=True)
     ends = {value.name for value in proto.graph.output}

