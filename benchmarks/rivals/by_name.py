@@ -128,7 +128,7 @@ def _paired(
         share = _share(scope, met[call.layer], times[call.layer])
         met[call.layer] += 1
         fitting = [name for name in share if values[name].shape == call.output.shape]
-        if fitting:
+        if fitting and layers[fitting[-1]] == call.layer:  # what a child of it gave is compared there
             pairs.append((call.layer, call.output, fitting[-1]))
     return pairs
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
 
+MAX_ABS, MAX_REL = 1e-4, 1e-3
+"""For tools that list differences and judge none. Of a dozen limits on either or both, tried on other cases than those
+that are published, these served such tools best."""
+
+
 class NotApplicable(Exception):  # noqa: N818  an outcome of its own, not an error
     """The tool does not take such a file; the text says why."""
 
@@ -35,6 +40,11 @@ class Fresh:
 
     proto: onnx.ModelProto
     program: ONNXProgram | None
+
+
+def beyond(max_abs: float, max_rel: float) -> bool:
+    """Whether a difference counts where a tool leaves that to its reader; NaN, as from equal infinities, does not."""
+    return max_abs > MAX_ABS and max_rel > MAX_REL
 
 
 def fresh_export(model: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter) -> Fresh:
