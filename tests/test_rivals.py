@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
 INPUTS = (torch.linspace(-1, 1, 3 * 8 * 8).reshape(1, 3, 8, 8),)
-HOOKS, FOLDING, POLYGRAPHY, VERIFY, SIDE_BY_SIDE, OWN_WEIGHTS = RIVALS
+HOOKS, FOLDING, POLYGRAPHY, READ_BACK, VERIFY, SIDE_BY_SIDE, OWN_WEIGHTS = RIVALS
 DYNAMO_ONLY = (VERIFY, SIDE_BY_SIDE, OWN_WEIGHTS)
 
 
@@ -57,7 +57,7 @@ def with_wrong_bias(exporter: Exporter) -> onnx.ModelProto:
 
 def needed(tool: str) -> None:
     """Skips the test without the package that the tool is in."""
-    if tool == POLYGRAPHY:
+    if tool in (POLYGRAPHY, READ_BACK):
         pytest.importorskip("polygraphy", reason="pip install 'layerdiff[bench]'")
     if tool in (SIDE_BY_SIDE, OWN_WEIGHTS):
         pytest.importorskip("onnx_diagnostic", reason="pip install 'layerdiff[bench]'")
@@ -71,7 +71,7 @@ def asked(tool: str, proto: onnx.ModelProto, exporter: Exporter) -> Verdict:
 
 
 @pytest.mark.parametrize("exporter", Exporter)
-@pytest.mark.parametrize("tool", [HOOKS, FOLDING, POLYGRAPHY, VERIFY, OWN_WEIGHTS])
+@pytest.mark.parametrize("tool", [HOOKS, FOLDING, POLYGRAPHY, READ_BACK, VERIFY, OWN_WEIGHTS])
 def test_a_wrong_bias_is_named(tool: str, exporter: Exporter) -> None:
     proto = with_wrong_bias(exporter)
     if tool in DYNAMO_ONLY and exporter is Exporter.TORCHSCRIPT:
@@ -83,15 +83,23 @@ def test_a_wrong_bias_is_named(tool: str, exporter: Exporter) -> None:
     assert asked(tool, proto, exporter) == Verdict(agrees=False, layer="conv" if trips else "head.1")
 
 
-@pytest.mark.parametrize("tool", [FOLDING, POLYGRAPHY, VERIFY, OWN_WEIGHTS])
+@pytest.mark.parametrize("tool", [FOLDING, POLYGRAPHY, READ_BACK, VERIFY, OWN_WEIGHTS])
 def test_a_good_export_agrees(tool: str) -> None:
     assert asked(tool, fresh(Exporter.DYNAMO).proto, Exporter.DYNAMO) == Verdict(agrees=True)
 
 
-@pytest.mark.parametrize("tool", [HOOKS, FOLDING, POLYGRAPHY, VERIFY, SIDE_BY_SIDE, OWN_WEIGHTS])
+@pytest.mark.parametrize("tool", [HOOKS, FOLDING, POLYGRAPHY, READ_BACK, VERIFY, SIDE_BY_SIDE, OWN_WEIGHTS])
 def test_without_names_the_difference_is_seen_and_no_layer_named(tool: str) -> None:
     proto = treat(with_wrong_bias(Exporter.DYNAMO), Treatment.SCRAMBLED)
     assert asked(tool, proto, Exporter.DYNAMO) == Verdict(agrees=False, layer=None)
+
+
+def test_polygraphy_passes_over_another_operator_unless_its_reader_wonders() -> None:
+    wrong = copy.deepcopy(tiny())
+    wrong.act = nn.LeakyReLU(0.5)
+    proto = export(wrong, INPUTS, Exporter.TORCHSCRIPT)
+    layers = [asked(tool, proto, Exporter.TORCHSCRIPT).layer for tool in (POLYGRAPHY, READ_BACK)]
+    assert layers == ["head.0", "act"]
 
 
 def test_side_by_side_does_not_see_a_wrong_bias_as_it_takes_that_of_the_model() -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from benchmarks.rivals.by_name import hook_and_name, hook_and_name_folding
-from benchmarks.rivals.by_polygraphy import polygraphy_mark_all
+from benchmarks.rivals.by_polygraphy import polygraphy_mark_all, polygraphy_read_back
 from benchmarks.rivals.by_side_by_side import side_by_side, side_by_side_own_weights
 from benchmarks.rivals.by_verification import verify_onnx_program
 from benchmarks.rivals.verdict import Fresh, NotApplicable, Verdict, fresh_export
@@ -27,6 +27,7 @@ RIVALS: dict[str, Rival] = {
     "hooks and names": hook_and_name,
     "hooks and names, folding known": hook_and_name_folding,
     "Polygraphy mark all": polygraphy_mark_all,
+    "Polygraphy mark all, read back": polygraphy_read_back,
     "verify_onnx_program": verify_onnx_program,
     "onnx-diagnostic sbs": side_by_side,
     "onnx-diagnostic sbs, own weights": side_by_side_own_weights,

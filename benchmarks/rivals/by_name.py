@@ -134,11 +134,9 @@ def _paired(
 
 
 def _share(scope: list[str], number: int, times: int) -> list[str]:
-    """The tensors of one call among those of all the module's calls: each has as many."""
+    """The tensors of one call among those of all the module's calls: each has as many, or nobody can tell."""
     size, rest = divmod(len(scope), times)
-    if rest:
-        return scope if times == number + 1 else []
-    return scope[number * size : (number + 1) * size]
+    return [] if rest else scope[number * size : (number + 1) * size]
 
 
 def _in_scope(layer: str | None, path: str) -> bool:
