@@ -6,7 +6,7 @@ JOBS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults check clean
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals check clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ $(VENV)/.browser: $(VENV)/.made
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) -e '.[bench]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -56,8 +60,12 @@ docs: $(VENV)/.dev
 notebooks: $(VENV)/.test
 	$(RUN) -m pytest tests/test_notebooks.py
 
-bench-faults: $(VENV)/.test
+bench-faults: $(VENV)/.bench
 	$(RUN) -m benchmarks.localisation --seed $(SEED) --jobs $(JOBS)
+	$(RUN) -m benchmarks.comparison --seed $(SEED)
+
+bench-rivals: $(VENV)/.bench
+	$(RUN) -m benchmarks.comparison
 
 check: lint types contracts test docs
 

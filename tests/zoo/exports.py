@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from torch import Tensor, nn
+    from torch.onnx import ONNXProgram
 
 
 class Exporter(str, Enum):
@@ -57,20 +58,29 @@ OPSETS = {Exporter.TORCHSCRIPT: 17, Exporter.DYNAMO: 18}
 def export(model: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, **options: Any) -> onnx.ModelProto:
     """The model as the exporter writes it, in OPSETS unless the options for torch.onnx.export say otherwise."""
     options = {"opset_version": OPSETS[exporter], **options}
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         if exporter is Exporter.TORCHSCRIPT:
             file = io.BytesIO()
             torch.onnx.export(model, inputs, file, dynamo=False, **options)
             return onnx.load_from_string(file.getvalue())
-        program = torch.onnx.export(model, inputs, dynamo=True, verbose=False, **options)
-        return program.model_proto
+        return _program(model, inputs, **options).model_proto
+
+
+def program(model: nn.Module, inputs: tuple[Tensor, ...]) -> ONNXProgram:
+    """What the dynamo exporter returns: the file of `export` together with the graph that it was made from."""
+    with quiet(), torch.no_grad():
+        return _program(model, inputs, opset_version=OPSETS[Exporter.DYNAMO])
+
+
+def _program(model: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> ONNXProgram:
+    return torch.onnx.export(model, inputs, dynamo=True, verbose=False, **options)
 
 
 def treat(proto: onnx.ModelProto, treatment: Treatment) -> onnx.ModelProto:
     """A copy of the model after the treatment."""
     copy = onnx.ModelProto()
     copy.CopyFrom(proto)
-    with _quiet():
+    with quiet():
         return _TREATMENTS[treatment](copy)
 
 
@@ -115,7 +125,7 @@ _TREATMENTS: dict[Treatment, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Warnings, log records and what Python or C++ writes to the terminal go nowhere."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
