@@ -23,7 +23,7 @@ from tests.conftest import graph_of, with_initializer
 from tests.zoo import MODELS
 from tests.zoo.control_flow import CONTROL_FLOW_MODELS
 from tests.zoo.control_flow import export as export_control_flow
-from tests.zoo.exports import Exporter, Treatment, _quiet, export, treat
+from tests.zoo.exports import Exporter, Treatment, export, quiet, treat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ def unfolded(model: nn.Module, inputs: tuple[Tensor, ...]) -> onnx.ModelProto:
     """An export that leaves all folding to others: BatchNormalization nodes are still there."""
     file = io.BytesIO()
     mode = torch.onnx.TrainingMode.PRESERVE
-    with _quiet(), torch.no_grad():
+    with quiet(), torch.no_grad():
         torch.onnx.export(model, inputs, file, opset_version=17, dynamo=False, do_constant_folding=False, training=mode)
     return onnx.load_from_string(file.getvalue())
 
