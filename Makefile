@@ -1,10 +1,12 @@
 # Everything runs in .venv, made from the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+SEED ?= 1
+JOBS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults check clean
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals check clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -27,6 +29,10 @@ $(VENV)/.browser: $(VENV)/.made
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) -e '.[dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	$(PIP) -e '.[bench]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -54,8 +60,12 @@ docs: $(VENV)/.dev
 notebooks: $(VENV)/.test
 	$(RUN) -m pytest tests/test_notebooks.py
 
-bench-faults: $(VENV)/.test
-	$(RUN) -m benchmarks.localisation
+bench-faults: $(VENV)/.bench
+	$(RUN) -m benchmarks.localisation --seed $(SEED) --jobs $(JOBS)
+	$(RUN) -m benchmarks.comparison --seed $(SEED)
+
+bench-rivals: $(VENV)/.bench
+	$(RUN) -m benchmarks.comparison
 
 check: lint types contracts test docs
 

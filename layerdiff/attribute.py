@@ -121,7 +121,9 @@ def _maker(reference: Reference, value: int) -> Site | None:
 
 
 def _common_call(reference: Reference, owners: set[int]) -> int:
-    """The innermost call that encloses all the given ones."""
+    """The innermost call that encloses all the given ones; of several calls of one layer the first."""
+    if len({reference.calls[owner].layer for owner in owners}) == 1:
+        return min(owners)
     chains = [_enclosing(reference, owner) for owner in owners]
     shared = set.intersection(*map(set, chains))
     return max(shared)

@@ -4,6 +4,7 @@ LayerdiffError
 ├── InputError          what the user handed in cannot be used: files, samples, arguments
 │   ├── ModelFileError  the candidate file is missing, truncated, not ONNX, or refers to data that is not there
 │   └── SampleError     a sample does not fit the model: number, name, shape or dtype
+│       └── FixedShapeError  the file was exported for inputs of another size
 ├── ReferenceFailedError the reference model raised while it ran
 ├── BackendError        the runtime refused the graph or failed while it ran it
 ├── AlignmentError      reference and candidate cannot be paired at all
@@ -28,6 +29,10 @@ class ModelFileError(InputError):
 
 class SampleError(InputError):
     """A sample does not fit the model."""
+
+
+class FixedShapeError(SampleError):
+    """The file was exported with fixed sizes, and the sample has others."""
 
 
 class ReferenceFailedError(LayerdiffError):

@@ -76,7 +76,20 @@ def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
     found = [replace(_narrowed(alignment, forced, tensor), wrong=(tensor, forced[tensor])) for tensor in in_order]
     if not found and not rounded:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
-    return sorted(_merged(found), key=lambda origin: _made_at(alignment, origin.value)), rounded
+    found = [replace(origin, nodes=_telling(alignment, origin)) for origin in _merged(found)]
+    return sorted(found, key=lambda origin: _made_at(alignment, origin.value)), rounded
+
+
+def _telling(alignment: Alignment, origin: Origin) -> tuple[int, ...]:
+    """The nodes of an origin without those that make its constants and without Identity.
+
+    Tools put both in and take both out at will. Nodes that were inserted are all told.
+    """
+    graph = alignment.candidate.graph
+    computing = tuple(n for n in origin.nodes if not graph.constant.issuperset(graph.nodes[n].outputs))
+    if origin.inserted or not computing:
+        return computing or origin.nodes
+    return tuple(n for n in computing if graph.nodes[n].op != "Identity")
 
 
 def _merged(origins: list[Origin]) -> list[Origin]:
@@ -113,6 +126,8 @@ def _fed(alignment: Alignment, tensor: str) -> Array | None:
 def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Origin:
     value = forced[tensor]
     nodes, start = alignment.candidate.graph.region(tensor, forced)
+    if alignment.tensors_of(value) & start and tensor in alignment.turned():  # an output, in another layout
+        return Origin(value, Slot(tensor), (), tuple(sorted(nodes)), inserted=True)
     sites, border = reference_region(alignment, value)
     region = _Region(alignment, tensor, value, frozenset(nodes), {t: forced[t] for t in start if t in forced})
     for early, slot in _trials(alignment, region, sites, border):
@@ -184,8 +199,8 @@ class _Region:
         entries = [
             (n, s) for n in sorted(self.nodes) for s, name in enumerate(graph.nodes[n].inputs) if name in self.sources
         ]
-        for name in self.sources:
-            edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] == name)
+        for name, same in self._copies().items():
+            edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] in same)
             if len(edges) > 1:
                 yield Slot(name, edges)
         for index in sorted(self.nodes):
@@ -195,6 +210,14 @@ class _Region:
             for name in graph.nodes[index].outputs:
                 if name and name != self.tensor and name not in graph.constant:
                     yield Slot(name)
+
+    def _copies(self) -> dict[str, set[str]]:
+        """The sources that hold one value in one shape, under the name of the first: an Identity makes another."""
+        tapped = self.alignment.candidate.tapped
+        groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+        for name, value in self.sources.items():
+            groups.setdefault((value, tapped[name].shape), []).append(name)
+        return {names[0]: set(names) for names in groups.values()}
 
     def healed_by(self, value: int, slot: Slot) -> bool:
         """Whether the tensor comes out right when the value is put into the slot."""

@@ -189,7 +189,7 @@ def _layer_norm(x: Any, shape: Any, weight: Any, bias: Any, eps: float) -> tuple
 
 
 def _group_norm(x: Any, weight: Any, bias: Any, *sizes: Any) -> tuple[Any, ...]:
-    _, _, _, groups, eps = sizes
+    groups, eps = sizes[-2:]  # behind batch, channels and area
     return (F.group_norm(x, groups, weight, bias, eps),)
 
 
@@ -208,10 +208,8 @@ def _attention(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = Fals
     return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale),)
 
 
-def _math_attention(
-    q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, *rest: Any, **more: Any  # noqa: FBT001, FBT002
-) -> tuple[Any, ...]:
-    del dropout, rest
+def _math_attention(q: Any, k: Any, v: Any, mask: Any = None, *rest: Any, **more: Any) -> tuple[Any, ...]:
+    causal = bool(rest[1]) if len(rest) > 1 else bool(more.get("is_causal"))
     k, v = _shared_heads(q, k, v)
     return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=more.get("scale")),)
 
@@ -245,7 +243,7 @@ def _max_pool(dims: int) -> Callable[..., tuple[Any, ...]]:
 
 
 def _log_sigmoid(x: Any) -> tuple[Any, ...]:
-    """``log σ(x) = -softplus(-x)``: exporters write the logarithm of a sigmoid, which is -inf where that underflows."""
+    """``log(sigmoid(x)) = -softplus(-x)``; as exporters write it, it is -inf where the sigmoid underflows."""
     return (-F.softplus(-x),)
 
 
@@ -254,7 +252,8 @@ def _average_pool(dims: int) -> Callable[..., Any]:
     pool = {2: F.avg_pool2d, 3: F.avg_pool3d}[dims]
 
     def run(x: Any, kernel: Any, stride: Any = (), padding: Any = 0, *rest: Any) -> Any:
-        ceil, include, divisor = (*rest, *(False, True, None)[len(rest) :])
+        given = [*rest, *[False, True, None][len(rest) :]]
+        ceil, include, divisor = given[0], given[1], given[2]
         size = list(kernel) if len(kernel) == dims else list(kernel) * dims
         if divisor is None:
             return pool(x, size, list(stride) or None, padding, ceil, include)
@@ -317,7 +316,7 @@ def _export(module: nn.Module, args: tuple[torch.Tensor, ...], exporter: Exporte
             assert program is not None
             model = program.model_proto
             return model if opset >= 18 else onnx.version_converter.convert_version(model, opset)
-        buffer = io.BytesIO()
+        buffer: Any = io.BytesIO()  # torch's own annotation leaves buffers out
         with _no_native_output():
             torch.onnx.export(module, args, buffer, dynamo=False, opset_version=opset)
         return onnx.load_from_string(buffer.getvalue())

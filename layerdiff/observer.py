@@ -96,6 +96,6 @@ def fusion_diagnosis(observed: Observed, layer: str) -> Diagnosis | None:
         layer=layer,
         summary=f"The graph is right; the runtime's optimisation {names} changes what it computes.",
         evidence={"passes": list(observed.guilty), "level": str(observed.level.value if observed.level else "unknown")},
-        remedy=f"onnxruntime.InferenceSession(path, disabled_optimizers={list(observed.guilty)!r})",
+        remedy=observed.candidate.without(observed.guilty),
         verified=True,
     )

@@ -137,9 +137,10 @@ def _change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Re
 
 
 def _node(graph: onnx.GraphProto, output: str) -> onnx.NodeProto:
-    for node in graph.node:
+    for index, node in enumerate(graph.node):
         if output in node.output:
-            return node
+            found: onnx.NodeProto = graph.node[index]
+            return found
     raise PatchError(f"no node of the graph computes {output!r}; the patch belongs to another file")
 
 
@@ -284,7 +285,8 @@ def _prune(graph: onnx.GraphProto) -> None:
 
 def with_reshaped_input(model: onnx.ModelProto, name: str, shape: Sequence[int]) -> onnx.ModelProto:
     """The model reading an input that has another shape outside."""
-    result = onnx.ModelProto.FromString(model.SerializeToString())
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
     inner = _fresh(result.graph, f"{name}__shaped")
     for node in result.graph.node:
         node.input[:] = [inner if read == name else read for read in node.input]
@@ -294,7 +296,8 @@ def with_reshaped_input(model: onnx.ModelProto, name: str, shape: Sequence[int])
 
 def with_reshaped_output(model: onnx.ModelProto, shape: Sequence[int]) -> onnx.ModelProto:
     """The model giving its output in another shape."""
-    result = onnx.ModelProto.FromString(model.SerializeToString())
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
     port = result.graph.output[0]
     outer = _fresh(result.graph, f"{port.name}__shaped")
     result.graph.node.append(_reshape(result.graph, port.name, outer, shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
@@ -11,6 +12,8 @@ from layerdiff.diagnose.stretch import Stretch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from layerdiff.model import Diagnosis
 
 # In the order in which they are heard; of two that are proven with changes of one size the first wins.
 DIAGNOSERS: tuple[Diagnoser, ...] = (
@@ -32,4 +35,24 @@ def explain_all(stretches: Sequence[Stretch]) -> list[Explained]:
     return [explain(stretch, DIAGNOSERS, thorough=i < THOROUGH) for i, stretch in enumerate(stretches)]
 
 
-__all__ = ["DIAGNOSERS", "Diagnoser", "Explained", "Hypothesis", "Stretch", "explain", "explain_all"]
+def ranked(
+    around: Sequence[Diagnosis], sizes: Diagnosis | None, explained: Sequence[Diagnosis]
+) -> tuple[Diagnosis, ...]:
+    """All diagnoses, most certain first.
+
+    `around` were found by other runs of the whole model (a pass turned off, two runs that differ); `sizes` says that
+    samples of another size agree: then what was found in the nodes is what was frozen.
+    """
+    rest = list(explained)
+    frozen = []
+    if sizes is not None and rest:
+        first = rest.pop(0)
+        evidence = {**sizes.evidence, "found": first.cause, **first.evidence}
+        text = f"{sizes.summary} {first.summary}"
+        frozen = [replace(sizes, summary=text, evidence=evidence, verified=first.verified)]
+    elif sizes is not None:
+        frozen = [sizes]
+    return (*around, *frozen, *sorted(rest, key=lambda diagnosis: not diagnosis.verified))
+
+
+__all__ = ["DIAGNOSERS", "Diagnoser", "Explained", "Hypothesis", "Stretch", "explain", "explain_all", "ranked"]

@@ -1,8 +1,8 @@
 """BatchNorm folded into the layer before it: the fold is recomputed, and what was folded instead is worked out.
 
-A fold turns ``y = γ (W x + b - μ) / √(σ² + ε) + β`` into one layer with the weight ``f W`` and the bias
-``f (b - μ) + β``, where ``f = γ / √(σ² + ε)`` (Ioffe and Szegedy, 2015, for inference). From the file's weight follows
-its factor ``f'`` per channel, from that its ``σ'²``, and from its bias its ``μ'``.
+A fold turns ``y = gamma (W x + b - mean) / sqrt(var + eps) + beta`` into one layer of weight ``f W`` and bias
+``f (b - mean) + beta``, where ``f = gamma / sqrt(var + eps)`` (Ioffe and Szegedy, 2015, for inference). The weight in
+the file gives the factor ``f`` that was used, per channel; its bias tells what was subtracted and added.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _Norm:
 
 
 def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
-    """One, where a BatchNorm trains in the file, or was folded into the accused node and the fold is not the model's."""
+    """One, where a BatchNorm trains in the file, or was folded and the fold is not the model's."""
     yield from _training(stretch)
     heavy = next((s for s in stretch.sites if base_name(s.op) in HEAVY), None)
     norm = next((s for s in stretch.sites if "batch_norm" in base_name(s.op)), None)
@@ -99,12 +99,13 @@ def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
     gamma, beta = stored.get("weight", np.ones_like(var)), stored.get("bias", np.zeros_like(var))
     epsilon = norm.arguments.get("eps", norm.arguments.get("epsilon", 1e-5))
     zeros = np.zeros_like(var)
-    wide = [np.asarray(a, np.float64) for a in (weight, zeros if bias is None else bias, gamma, beta)]
-    return _Norm(*wide, stored["running_mean"].astype(np.float64), var, float(epsilon))
+    known = (weight, zeros if bias is None else bias, gamma, beta, stored["running_mean"], var)
+    w, b, g, o, m, v = (np.asarray(array, np.float64) for array in known)
+    return _Norm(weight=w, bias=b, gamma=g, beta=o, mean=m, var=v, epsilon=float(epsilon))
 
 
 def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, Array, tuple[Change, ...]]]:
-    """The accused nodes whose weight has the size of the layer's: with weight and bias, and the changes to right ones."""
+    """The accused nodes whose weight has the layer's size: with weight, bias, and the changes to right ones."""
     comparison = stretch.comparison
     if comparison is None:
         return
@@ -150,7 +151,12 @@ def _what_was_folded(
     ways: list[tuple[str, str, Array, Array]] = [
         ("weights", "The bias of the layer before it was lost.", norm.factor, norm.factor * -norm.mean + norm.beta),
         ("dropped-op", "BatchNorm is missing: the layer before it is as it was.", np.ones_like(root), norm.bias),
-        ("bn-folding", "Folded without its running statistics (mean 0, variance 1).", plain, norm.shift(plain, 0, norm.beta)),
+        (
+            "bn-folding",
+            "Folded without its running statistics (mean 0, variance 1).",
+            plain,
+            norm.shift(plain, 0, norm.beta),
+        ),
         ("bn-folding", "Folded without its weight and bias.", 1 / root, norm.shift(1 / root, norm.mean, 0)),
         ("bn-folding", "Folded without its weight.", 1 / root, norm.shift(1 / root, norm.mean, norm.beta)),
         ("bn-folding", "Folded without its bias.", norm.factor, norm.shift(norm.factor, norm.mean, 0)),

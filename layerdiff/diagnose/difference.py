@@ -49,7 +49,9 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference, and where in the file it is to be mended. `node` is the node in the file (None when missing), `wanted_node` what it should be.
+    """One difference, and where in the file it is to be mended.
+
+    `node` is the node in the file (None when missing), `wanted_node` what it should be.
 
     `name` is an attribute's name; `slot` an input slot; `wanted` and `got` are attribute values, numbers or tensors.
     """
@@ -203,11 +205,11 @@ def _likeness(f: Node, g: Node, wanted: Part, got: Part) -> float:
 def _attributes(f: Node, g: Node, wanted: Graph, got: Graph) -> list[Difference]:
     left = default_attributes(f.op, f.domain, wanted.opset(f.domain)) | dict(f.attributes)
     right = default_attributes(g.op, g.domain, got.opset(g.domain)) | dict(g.attributes)
-    found = []
-    for name in sorted(set(left) | set(right)):
-        if not _same_attribute(_normal(name, left, f), _normal(name, right, g)):
-            found.append(Difference(What.ATTRIBUTE, g, f, name, -1, left.get(name), right.get(name)))
-    return found
+    return [
+        Difference(What.ATTRIBUTE, g, f, name, -1, left.get(name), right.get(name))
+        for name in sorted(set(left) | set(right))
+        if not _same_attribute(_normal(name, left, f), _normal(name, right, g))
+    ]
 
 
 # Where an attribute is absent its value follows from another one, or means "none of it".

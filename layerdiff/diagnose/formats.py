@@ -39,7 +39,9 @@ def _casts(stretch: Stretch) -> Iterator[Hypothesis]:
     evidence = {"format": _NAMES[to], "largest_value": largest, "largest_in_format": _LARGEST[to]}
     if _overflows(stretch, largest, _LARGEST[to]):
         text = f"A value of {largest:.4g} does not fit into {_NAMES[to]}, whose largest is {_LARGEST[to]:.5g}."
-        yield Hypothesis("overflow", text, evidence, patch, f"keep this layer in float32 ({_NAMES[to]} conversion: block list)")
+        yield Hypothesis(
+            "overflow", text, evidence, patch, f"keep this layer in float32 ({_NAMES[to]} conversion: block list)"
+        )
         return
     text = f"Its result is rounded to {_NAMES[to]}."
     yield Hypothesis("precision", text, evidence, patch, "keep this layer in float32")
@@ -73,7 +75,9 @@ def _stored(stretch: Stretch) -> Iterator[Hypothesis]:
             if clipped:
                 text = f"{clipped} of {stored.size} stored {stored.dtype} numbers of {difference.op} are clipped."
             evidence = {"dtype": str(stored.dtype), "clipped": clipped}
-            yield Hypothesis("quantization", text, evidence, changes_for(stretch, difference), "quantise this layer anew")
+            yield Hypothesis(
+                "quantization", text, evidence, changes_for(stretch, difference), "quantise this layer anew"
+            )
 
 
 def _integers_behind(stretch: Stretch, difference: Difference) -> Array | None:

@@ -48,7 +48,9 @@ def _behind_the_value(stretch: Stretch) -> Iterator[Hypothesis]:
         ops = list(dict.fromkeys(node.op for node in stretch.nodes if node.op != "Constant"))
         text = f"{', '.join(ops)} change what {stretch.divergence.layer or 'the model'} gives out."
         evidence = {"nodes": [n.name for n in stretch.nodes], "operators": ops}
-        yield Hypothesis(_cause(stretch, set(ops)), text, evidence, (Splice(stretch.origin.slot.tensor, IDENTITY, (("x", name),)),))
+        yield Hypothesis(
+            _cause(stretch, set(ops)), text, evidence, (Splice(stretch.origin.slot.tensor, IDENTITY, (("x", name),)),)
+        )
 
 
 def _cause(stretch: Stretch, ops: set[str]) -> str:

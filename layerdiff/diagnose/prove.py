@@ -88,7 +88,7 @@ def _proposed(stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> tuple[list[H
     for diagnoser in diagnosers:
         try:
             found += diagnoser(stretch)
-        except (ValueError, TypeError, KeyError, IndexError, ArithmeticError, AttributeError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # noqa: PERF203
             name = diagnoser.__module__.rpartition(".")[2]
             log.warning("the diagnoser %s failed on %s", name, stretch.divergence.layer, exc_info=True)
             failed.append(f"{name}: {type(error).__name__}: {error}")

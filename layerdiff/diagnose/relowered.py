@@ -63,7 +63,9 @@ def _dropped(stretch: Stretch) -> str:
         return "indexing"
     for site in computing if len(computing) <= 2 else ():
         operands = [reference.values[index].array for index in site.inputs]
-        if base_name(site.op) in ("masked_fill", "tril", "triu") or any(a is not None and mask_values(a) for a in operands):
+        if base_name(site.op) in ("masked_fill", "tril", "triu") or any(
+            a is not None and mask_values(a) for a in operands
+        ):
             return "masking"
     return "dropped-op"
 

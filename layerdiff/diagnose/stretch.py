@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+TORCH = "layerdiff.torch"  # the domain of nodes that stand for recorded torch operators
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -46,7 +48,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Runnable:
-    """A few nodes as a model of their own: what it is fed, and the tensor it computes with the value that it stands for."""
+    """A few nodes as a model of their own: what it is fed, what it computes, and the value that this stands for."""
 
     tensor: str
     value: int
@@ -164,7 +166,7 @@ class Stretch:
 
     def _compared(self, exporter: Exporter) -> Comparison | None:
         reference, graph = self.alignment.reference, self.alignment.candidate.graph
-        if not self.sites:
+        if not self.sites or any(node.domain == TORCH for node in self.nodes):
             return None
         sites = [site.index for site in self.sites]
         fresh = lowered(reference, sites, self.inputs, self.value, (exporter, graph.opset()))
@@ -177,7 +179,7 @@ class Stretch:
         return Comparison(fresh, tuple(differences(wanted, got, sources)), wanted.constants)
 
     def splice(self, fresh: Lowered) -> Splice | None:
-        """The change that puts the fresh nodes in place of the accused ones; None where an input is nowhere in the file."""
+        """The change that puts fresh nodes in place of the accused ones; None where an input is nowhere in the file."""
         tapped, values = self.alignment.candidate.tapped, self.alignment.reference.values
         model, inputs = fresh.model, []
         for name, value in fresh.inputs.items():

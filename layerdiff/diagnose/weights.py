@@ -83,7 +83,9 @@ def _tables(stretch: Stretch, value: int) -> list[str]:
         maker = None if known.site is None else reference.sites[known.site]
         if known.parameter is not None:
             found.append(known.parameter)
-        elif maker is not None and known.index not in seen and (only_moves(maker.op) or base_name(maker.op) in _LOOKUPS):
+        elif (
+            maker is not None and known.index not in seen and (only_moves(maker.op) or base_name(maker.op) in _LOOKUPS)
+        ):
             seen.add(known.index)
             todo += maker.inputs
     return [name for name in found if reference.parameters[name].dtype.kind == "f"]
@@ -92,7 +94,8 @@ def _tables(stretch: Stretch, value: int) -> list[str]:
 def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple[str, dict[str, Any]]:
     """A sentence and numbers on how the file's weight differs from the right one (of the same size)."""
     w, g = wanted.astype(np.float64), got.reshape(wanted.shape).astype(np.float64)
-    error = np.abs(g - w)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.nan_to_num(np.abs(g - w))
     evidence: dict[str, Any] = {
         "max_abs": float(error.max()),
         "rel_l2": float(np.linalg.norm(g - w) / max(np.linalg.norm(w), 1e-300)),
@@ -145,6 +148,10 @@ def _rounded_to(w: Array, g: Array) -> str:
         return "bfloat16"
     values = np.unique(g)
     steps = np.diff(values)
-    if 2 < values.size <= 256 and steps.size and np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=1e-2):
+    if (
+        2 < values.size <= 256
+        and steps.size
+        and np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=1e-2)
+    ):
         return "an 8-bit grid" if values.size > 16 else "a 4-bit grid"
     return ""
