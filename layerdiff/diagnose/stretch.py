@@ -238,5 +238,6 @@ class Stretch:
         expected, actual = self.alignment.reference.values[self._region[1]].array, self.outcome(patch)
         if expected is None or actual is None or actual.size != expected.size or expected.dtype.kind not in "fiub":
             return float("inf")
-        difference = np.abs(actual.reshape(-1).astype(np.float64) - expected.reshape(-1).astype(np.float64))
-        return float(difference.max(initial=0.0))
+        right, found = (array.reshape(-1).astype(np.float64) for array in (expected, actual))
+        with np.errstate(invalid="ignore"):  # an infinity that is meant, in a mask, is no gap
+            return float(np.where(found == right, 0.0, np.abs(found - right)).max(initial=0.0))
