@@ -163,13 +163,12 @@ FAULTS = (
     ),
     RealFault(
         "batchnorm-in-train-mode",
-        ("microsoft/onnxscript#1791", "microsoft/onnxruntime#3873"),
-        "The file's BatchNorms use the statistics of the batch, as in training.",
+        ("microsoft/onnxscript#1791",),
+        "The BatchNorms of a model in eval mode come out of the exporter in training mode: with the batch's statistics.",
         "convolutional classifier",
         "block.norm",
         frozenset({"training-mode"}),
         train_mode,
-        alive=True,
     ),
     RealFault(
         "layernorm-default-epsilon",
