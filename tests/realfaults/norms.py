@@ -164,7 +164,7 @@ FAULTS = (
     RealFault(
         "batchnorm-in-train-mode",
         ("microsoft/onnxscript#1791",),
-        "The BatchNorms of a model in eval mode come out of the exporter in training mode: with the batch's statistics.",
+        "The BatchNorms of a model in eval mode come out of the exporter in training mode.",
         "convolutional classifier",
         "block.norm",
         frozenset({"training-mode"}),
