@@ -111,9 +111,10 @@ class Alignment:
         array, actual = self.reference.values[value].array, self.candidate.tapped[tensor]
         assert array is not None
         moved = array if axes is None else array.transpose(axes)
-        if moved.size != actual.size:  # the candidate computes another shape there: it is fed the right one
-            return moved.astype(actual.dtype, copy=False)
-        return moved.reshape(actual.shape).astype(actual.dtype, copy=False)
+        with np.errstate(over="ignore"):  # a value beyond the range of a half precision tensor is infinite in it
+            typed = moved.astype(actual.dtype, copy=False)
+        # Where the candidate computes another shape, it is fed the right one.
+        return typed if moved.size != actual.size else typed.reshape(actual.shape)
 
     def holds(self, value: int, actual: Array | None) -> bool:
         """Whether an array holds the numbers of a value, in memory order."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.prove import Explained, explain
@@ -32,7 +34,8 @@ THOROUGH = 6
 
 def explain_all(stretches: Sequence[Stretch]) -> list[Explained]:
     """The cause of every origin, in their order."""
-    return [explain(stretch, DIAGNOSERS, thorough=i < THOROUGH) for i, stretch in enumerate(stretches)]
+    with np.errstate(all="ignore"):  # what is wrong may be infinite
+        return [explain(stretch, DIAGNOSERS, thorough=i < THOROUGH) for i, stretch in enumerate(stretches)]
 
 
 def ranked(
