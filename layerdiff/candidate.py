@@ -171,7 +171,7 @@ class Candidate:
 
     def fed(self, feeds: Mapping[str, Array]) -> Candidate:
         """The same graph with other inputs."""
-        return Candidate(self._source, self.graph, self._backend, feeds)
+        return Candidate(self._source, self.graph, self._backend, feeds, self.layout, self.formats)
 
     def cut(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
         """The model of a few nodes alone: from the sources to one tensor."""

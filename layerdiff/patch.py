@@ -122,6 +122,8 @@ def _change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Re
     node = _node(graph, change.node)
     if isinstance(change, SetAttribute):
         _set_attribute(node, change.name, change.value)
+        if change.name == "training_mode" and not change.value:
+            del node.output[1:]  # a BatchNormalization or Dropout that does not train has one output
     elif isinstance(change, SetOperator):
         node.op_type = change.op
         node.domain = ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from layerdiff.align import align
 from layerdiff.confined import confined_origins
-from layerdiff.diagnose import Stretch, explain_all, ranked
+from layerdiff.diagnose import Stretch, exchanged, explain_all, inputs_exchanged, ranked
 from layerdiff.environment import environment
 from layerdiff.errors import BackendError, FixedShapeError, InputError, LayerdiffError, ReferenceFailedError
 from layerdiff.findings import diffuse, finding, layout_diagnoses
@@ -197,12 +197,17 @@ class _Job:
         alignment = align(reference, observed.candidate, outputs.everywhere(), limits, given)
         bar.stage("proving the accusation")
         origins, rounded = find_origins(alignment)
-        case = _prove(alignment, origins, outputs)
+        case = _prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in sample.results))
         found = [finding(alignment, o, floor, self.tolerance, h) for o, h in case.diverging]
         confined = [finding(alignment, o, floor, self.tolerance, h) for o, h in case.confined]
         bar.stage("naming the cause")
         stretches = [Stretch(alignment, o, d) for (o, _), (_, d) in zip(case.diverging, found, strict=True)]
         explained = [] if observed.guilty else explain_all(stretches)
+        unproven = any(not e.diagnosis.verified for e in explained)
+        crossed = exchanged(observed.candidate, outputs) if unproven else None
+        if crossed is not None:
+            told_apart = inputs_exchanged(observed.candidate, outputs, crossed, reference.calls[0].type)
+            found, explained = [(0, told_apart[0])], [told_apart[1]]
         bar.stage("writing the report")
         accused = Accused(_sites(found, case.diverging), _sites(confined, case.confined), harmless=case.harmless)
         book = LayerBook(alignment, floor, self.tolerance, accused, rounded)
@@ -237,8 +242,10 @@ class _Case:
     harmless: bool
 
 
-def _prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) -> _Case:
+def _prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, shipped_agrees: bool) -> _Case:
     harmless = outputs.all_agree(alignment.candidate.tapped)
+    if shipped_agrees and not harmless:  # only the run that was looked into is wrong; a warning says so
+        return _Case([], [], harmless)
     if harmless:  # what differs shows at excluded positions at most
         proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
         return _Case([], list(zip(origins, proofs, strict=True)), harmless)
@@ -254,7 +261,7 @@ def _sites(
     found: Sequence[tuple[int, Divergence]], origins: Sequence[tuple[Origin, object]]
 ) -> dict[int, tuple[int, ...]]:
     """The sites of each accused call."""
-    return {call: origin.sites for (call, _), (origin, _) in zip(found, origins, strict=True)}
+    return {call: origin.sites for (call, _), (origin, _) in zip(found, origins, strict=False)}
 
 
 def _diagnoses(

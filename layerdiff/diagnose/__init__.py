@@ -9,6 +9,8 @@ import numpy as np
 
 from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
+from layerdiff.diagnose.inputs import exchanged
+from layerdiff.diagnose.inputs import explained as inputs_exchanged
 from layerdiff.diagnose.prove import Explained, explain
 from layerdiff.diagnose.stretch import Stretch
 
@@ -58,4 +60,15 @@ def ranked(
     return (*around, *frozen, *sorted(rest, key=lambda diagnosis: not diagnosis.verified))
 
 
-__all__ = ["DIAGNOSERS", "Diagnoser", "Explained", "Hypothesis", "Stretch", "explain", "explain_all", "ranked"]
+__all__ = [
+    "DIAGNOSERS",
+    "Diagnoser",
+    "Explained",
+    "Hypothesis",
+    "Stretch",
+    "exchanged",
+    "explain",
+    "explain_all",
+    "inputs_exchanged",
+    "ranked",
+]

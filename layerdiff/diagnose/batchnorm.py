@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.weights import channel_factors
+from layerdiff.align.weights import by_output_channel, carried_as, channel_factors
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import changes_for
@@ -90,8 +90,9 @@ def _training(stretch: Stretch) -> Iterator[Hypothesis]:
 
 def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
     own = stretch.parameters(heavy)
-    weight = next((a for a in own.values() if a.ndim >= 2), None)
-    bias = next((a for a in own.values() if a.ndim == 1), None)
+    reference = stretch.alignment.reference
+    weight = next((by_output_channel(reference, heavy, a) for a in own.values() if a.ndim >= 2), None)
+    bias = next((heavy.arguments.get("beta", 1) * a for a in own.values() if a.ndim == 1), None)
     stored = {name.rpartition(".")[2]: array for name, array in stretch.parameters(norm).items()}
     if weight is None or "running_var" not in stored:
         return None
@@ -112,9 +113,14 @@ def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, 
     channels = norm.gamma.size
     for node in stretch.nodes:
         constants = [array for own, _, array in stretch.constants if own is node]
-        weight = next((a for a in constants if a.shape == norm.weight.shape), None)
+        weights = carried_as(norm.weight, constants)
+        weight = min(weights, key=lambda a: channel_factors(norm.weight, a)[1]) if weights else None
         bias = next((a for a in constants if a.size == channels and a.ndim <= 1), np.zeros(channels))
-        found = [d for d in comparison.differences if d.node is node and d.what is What.CONSTANT]
+        found = [
+            d
+            for d in comparison.differences
+            if d.node is not None and d.node.index == node.index and d.what is What.CONSTANT
+        ]
         changes = tuple(change for d in found for change in changes_for(stretch, d))
         if weight is not None and changes:
             yield node, weight.astype(np.float64), bias.astype(np.float64), changes

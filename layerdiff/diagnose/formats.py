@@ -62,6 +62,15 @@ def _overflows(stretch: Stretch, largest: float, limit: float) -> bool:
     return bool((~np.isfinite(actual)).sum() > (~np.isfinite(expected)).sum()) or largest > limit
 
 
+def too_narrow(stretch: Stretch) -> str | None:
+    """The cause, where half precision made something infinite that is not."""
+    actual, expected = stretch.actual, stretch.expected
+    if not stretch.narrow or actual is None or expected is None or actual.dtype.kind != "f":
+        return None
+    lost = (~np.isfinite(actual)).sum() > (~np.isfinite(expected)).sum()
+    return "overflow" if lost or _largest(stretch) > _LARGEST[HALF] else None
+
+
 def _stored(stretch: Stretch) -> Iterator[Hypothesis]:
     """Weights that the file keeps as integers and that do not stand for the model's."""
     differences = () if stretch.comparison is None else stretch.comparison.differences

@@ -43,6 +43,8 @@ def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool
     Single changes are tried first, then as few of them together as it takes, then whole stretches put in place. The
     stretch is lowered by the quick exporter first, and by the slow one (if `thorough`) where that proved nothing.
     """
+    if stretch.holds(()):  # a cure of what is not ill proves nothing
+        return _explained(stretch, None, (), [])
     tried: list[_Tried] = []
     whole: list[tuple[Stretch, Hypothesis]] = []
     failed: list[str] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerdiff.diagnose.difference import RESHAPING, What
+from layerdiff.diagnose.formats import too_narrow
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import cause_by_site, cause_of, mask_values
 from layerdiff.diagnose.weights import parameter_behind
@@ -39,11 +40,22 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
     absent = ", ".join(dict.fromkeys(d.op for d in differences))
     if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes:
         return _dropped(stretch), f"{ops} is missing from the file."
+    if (cause := too_narrow(stretch)) is not None:
+        return cause, f"A value inside {ops} does not fit into half precision."
+    every = () if stretch.comparison is None else stretch.comparison.differences
+    casts = [d for d in every if d.op == "Cast"]
+    if casts and all(d.what is What.CONSTANT or d in casts for d in every):
+        return "dtype", f"{ops} computes in another type in the file: a conversion is elsewhere, or missing."
+    if every and all(d.op in RESHAPING | {"Transpose"} for d in every):
+        return "layout", f"{ops} comes out with its axes in another order."
     kinds = {d.what for d in differences}
+    single = [site for site in stretch.sites if not only_moves(site.op)]
     if kinds == {What.MISSING}:
         bias = _bias_of(stretch, differences)
         if bias is not None:
             return "weights", f"{bias} is absent from the file."
+        if len(single) == 1:  # one operator of the model, of which the file has a part
+            return cause_by_site(stretch), f"{ops} lacks {absent} in the file."
         return _dropped(stretch), f"{absent} is missing from the file."
     if kinds == {What.EXTRA}:
         return "extra-op", f"{absent} is in the file and not in the model."

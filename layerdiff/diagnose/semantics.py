@@ -246,7 +246,7 @@ def cause_by_site(stretch: Stretch) -> str:
     wanted = [d.wanted_node.op for d in found if d.wanted_node is not None]
     differing = [site for site in stretch.sites if any(likeness(site.op, op) > 0 for op in wanted)]
     for site in reversed(differing or stretch.sites):
-        cause = _of_site(base_name(site.op))
+        cause = "rounding" if site.arguments.get("rounding_mode") else _of_site(base_name(site.op))
         if cause is not None:
             return cause
     names = {base_name(site.op) for site in stretch.sites}

@@ -97,14 +97,14 @@ def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple
     error = np.nan_to_num(np.abs(g - w))
     evidence: dict[str, Any] = {
         "max_abs": float(error.max()),
-        "rel_l2": float(np.linalg.norm(g - w) / max(np.linalg.norm(w), 1e-300)),
+        "rel_l2": float(np.linalg.norm(g - w)) / max(float(np.linalg.norm(w)), 1e-300),
     }
     other = _another_parameter(stretch, name, got)
     if other is not None:
         return f"Where {name} belongs the file holds {other}.", {**evidence, "equals": other}
     if not np.any(g):
         return f"{name} is all zeros in the file.", {**evidence, "zero": True}
-    factor = float(np.sum(g * w) / max(np.sum(w * w), 1e-300))
+    factor = float(np.sum(g * w)) / max(float(np.sum(w * w)), 1e-300)
     if np.abs(g - factor * w).max() <= 1e-5 * np.abs(g).max():
         return f"{name} is multiplied by {factor:.6g} in the file.", {**evidence, "factor": factor}
     if np.array_equal(np.sort(g, axis=None), np.sort(w, axis=None)):
@@ -145,7 +145,7 @@ def _rounded_to(w: Array, g: Array) -> str:
     bits = (w.astype(np.float32).view(np.uint32) + 0x8000) & 0xFFFF0000
     if np.array_equal(bits.astype(np.uint32).view(np.float32).astype(np.float64), g):
         return "bfloat16"
-    values = np.unique(g)
+    values: Array = np.unique(g)
     steps = np.diff(values)
     if (
         2 < values.size <= 256
