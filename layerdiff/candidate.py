@@ -51,18 +51,20 @@ class Candidate:
             return self
         found = Candidate(self._source, self.graph, self._backend, self._fed, layout, self.formats)
         found.__dict__["shipped"] = self.shipped
-        found.__dict__["tapped"] = found._shown(self.tapped)
+        found.__dict__["tapped"] = found.shown(self.tapped)
         return found
 
     @property
     def feeds(self) -> dict[str, Array]:
         """What the graph's inputs hold."""
-        return self._shown(self._fed)
+        return self.shown(self._fed)
 
-    def _shown(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    def shown(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Tensors as the file keeps them, in the model's layout."""
         return {n: a.transpose(self.layout[n]) if n in self.layout else a for n, a in arrays.items()}
 
-    def _as_in_file(self, tensor: str, array: Array) -> Array:
+    def as_in_file(self, tensor: str, array: Array) -> Array:
+        """A tensor's numbers, given in the model's layout, as the file keeps them."""
         axes = self.layout.get(tensor)
         if axes is None or array.ndim != len(axes):
             return array
@@ -187,9 +189,9 @@ class Candidate:
         if not outputs:
             return {}
         if self.layout:
-            injections = [replace(i, value=self._as_in_file(i.tensor, i.value)) for i in injections]
-            sources = None if sources is None else {n: self._as_in_file(n, a) for n, a in sources.items()}
+            injections = [replace(i, value=self.as_in_file(i.tensor, i.value)) for i in injections]
+            sources = None if sources is None else {n: self.as_in_file(n, a) for n, a in sources.items()}
         model = self.graph.rewritten(outputs, injections, nodes=nodes, sources=sources)
         feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
         arrays = self._backend.open(model, Optimisation.NONE).run(feeds)
-        return self._shown({name: array for name, array in arrays.items() if array is not None})
+        return self.shown({name: array for name, array in arrays.items() if array is not None})

@@ -6,6 +6,7 @@ node, so that a difference can be named, and so that something right can be put 
 
 from __future__ import annotations
 
+import copy
 import io
 import logging
 import math
@@ -134,7 +135,7 @@ def _replay(
     args, kwargs = tree_map_only(Operand, node_of, (site.replay.args, dict(site.replay.kwargs)))
     if isinstance(function, nn.Module):
         name = f"module_{site.index}"
-        root.add_module(name, function)
+        root.add_module(name, copy.deepcopy(function))  # the caller's stays in the mode that it is in
         node = graph.call_module(name, args, kwargs)
         count = 2
     else:
@@ -168,7 +169,7 @@ def _rnn_outputs(graph: fx.Graph, node: fx.Node, site: Site, module: nn.RNNBase)
 
 
 def _returns_list(function: Any) -> bool:
-    returns = getattr(getattr(function, "_schema", None), "returns", ())
+    returns: list[Any] = list(getattr(getattr(function, "_schema", None), "returns", ()))
     return bool(returns) and "List" in str(returns[0].type)
 
 

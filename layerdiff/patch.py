@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from layerdiff.errors import PatchError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     Array = np.ndarray[Any, Any]
 
@@ -287,22 +287,42 @@ def _prune(graph: onnx.GraphProto) -> None:
 
 def with_reshaped_input(model: onnx.ModelProto, name: str, shape: Sequence[int]) -> onnx.ModelProto:
     """The model reading an input that has another shape outside."""
-    result = onnx.ModelProto()
-    result.CopyFrom(model)
-    inner = _fresh(result.graph, f"{name}__shaped")
-    for node in result.graph.node:
-        node.input[:] = [inner if read == name else read for read in node.input]
-    result.graph.node.insert(0, _reshape(result.graph, name, inner, shape))
-    return result
+    return _before(model, name, lambda graph, inner: _reshape(graph, name, inner, shape))
+
+
+def with_turned_input(model: onnx.ModelProto, name: str, axes: Sequence[int]) -> onnx.ModelProto:
+    """The model reading an input after a permutation of its axes."""
+    return _before(model, name, lambda _, inner: helper.make_node("Transpose", [name], [inner], perm=list(axes)))
 
 
 def with_reshaped_output(model: onnx.ModelProto, shape: Sequence[int]) -> onnx.ModelProto:
     """The model giving its output in another shape."""
+    return _behind(model, lambda graph, name, outer: _reshape(graph, name, outer, shape))
+
+
+def with_turned_output(model: onnx.ModelProto, axes: Sequence[int]) -> onnx.ModelProto:
+    """The model giving its output with its axes permuted."""
+    return _behind(model, lambda _, name, outer: helper.make_node("Transpose", [name], [outer], perm=list(axes)))
+
+
+def _before(
+    model: onnx.ModelProto, name: str, make: Callable[[onnx.GraphProto, str], onnx.NodeProto]
+) -> onnx.ModelProto:
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    inner = _fresh(result.graph, f"{name}__turned")
+    for node in result.graph.node:
+        node.input[:] = [inner if read == name else read for read in node.input]
+    result.graph.node.insert(0, make(result.graph, inner))
+    return result
+
+
+def _behind(model: onnx.ModelProto, make: Callable[[onnx.GraphProto, str, str], onnx.NodeProto]) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     port = result.graph.output[0]
-    outer = _fresh(result.graph, f"{port.name}__shaped")
-    result.graph.node.append(_reshape(result.graph, port.name, outer, shape))
+    outer = _fresh(result.graph, f"{port.name}__turned")
+    result.graph.node.append(make(result.graph, port.name, outer))
     port.CopyFrom(helper.make_empty_tensor_value_info(outer))
     return result
 

@@ -243,7 +243,7 @@ def cause_by_site(stretch: Stretch) -> str:
     Of several operators those count whose own nodes differ.
     """
     found = () if stretch.comparison is None else stretch.comparison.differences
-    wanted = [d.wanted_node.op for d in found if d.wanted_node is not None]
+    wanted = [d.wanted_node.op for d in found if d.wanted_node is not None and d.what is not What.WIRING]
     differing = [site for site in stretch.sites if any(likeness(site.op, op) > 0 for op in wanted)]
     for site in reversed(differing or stretch.sites):
         cause = "rounding" if site.arguments.get("rounding_mode") else _of_site(base_name(site.op))

@@ -15,9 +15,18 @@ import numpy as np
 from layerdiff.align.weights import parameters_of_sites
 from layerdiff.diagnose.difference import Part, differences
 from layerdiff.errors import BackendError, PatchError
+from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
 from layerdiff.lowering import Exporter, lowered
-from layerdiff.patch import Splice, patched, with_reshaped_input, with_reshaped_output, within
+from layerdiff.patch import (
+    Splice,
+    patched,
+    with_reshaped_input,
+    with_reshaped_output,
+    with_turned_input,
+    with_turned_output,
+    within,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -180,19 +189,23 @@ class Stretch:
 
     def splice(self, fresh: Lowered) -> Splice | None:
         """The change that puts fresh nodes in place of the accused ones; None where an input is nowhere in the file."""
-        tapped, values = self.alignment.candidate.tapped, self.alignment.reference.values
+        candidate, values = self.alignment.candidate, self.alignment.reference.values
         model, inputs = fresh.model, []
         for name, value in fresh.inputs.items():
             tensor = self.holder(value)
             if tensor is None:
                 return None
-            if tapped[tensor].shape != values[value].shape:
+            if candidate.tapped[tensor].shape != values[value].shape:
                 model = with_reshaped_input(model, name, values[value].shape)
+            if tensor in candidate.layout:
+                model = with_turned_input(model, name, candidate.layout[tensor])
             inputs.append((name, tensor))
         slot = self.origin.slot
         if self.actual is not None and self.actual.shape != values[self.value].shape and self.origin.provable:
             model = with_reshaped_output(model, self.actual.shape)
-        graph = self.alignment.candidate.graph
+        if slot.tensor in candidate.layout:
+            model = with_turned_output(model, inverse(candidate.layout[slot.tensor]))
+        graph = candidate.graph
         edges = None if slot.edges is None else tuple((graph.nodes[n].outputs[0], s) for n, s in sorted(slot.edges))
         return Splice(slot.tensor, model, tuple(inputs), edges)
 
@@ -221,7 +234,8 @@ class Stretch:
         sources = {name: found.expected_for(name, forced[name]) for name in start if name in forced}
         sources |= {n: a for n in start - set(sources) if (a := found.candidate.tapped.get(n)) is not None}
         extra = {n: found.expected_for(n, v) for n, v in borders.items() if n not in inside and n not in sources}
-        return Runnable(tensor, value, found.candidate.cut(tensor, nodes, sources | extra), sources | extra)
+        feeds = {name: found.candidate.as_in_file(name, array) for name, array in (sources | extra).items()}
+        return Runnable(tensor, value, found.candidate.cut(tensor, nodes, feeds), feeds)
 
     def _border(self) -> set[int]:
         """Every right value that the stretch, or what lies between it and the wrong tensor, starts from."""
@@ -236,8 +250,9 @@ class Stretch:
         if self.part is None:
             return None
         try:
-            patched_model = patched(self.part.model, within(self.part.model, patch))
-            return self.alignment.candidate.part(patched_model, self.part.feeds).outputs_with(()).get(self.part.tensor)
+            model = patched(self.part.model, within(self.part.model, patch))
+            candidate = self.alignment.candidate
+            return candidate.shown(candidate.part(model, self.part.feeds).outputs_with(())).get(self.part.tensor)
         except (BackendError, PatchError):
             return None
 
