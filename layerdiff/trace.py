@@ -9,7 +9,14 @@ from layerdiff.align import align
 from layerdiff.confined import confined_origins
 from layerdiff.diagnose import Stretch, exchanged, explain_all, inputs_exchanged, ranked
 from layerdiff.environment import environment
-from layerdiff.errors import BackendError, FixedShapeError, InputError, LayerdiffError, ReferenceFailedError
+from layerdiff.errors import (
+    BackendError,
+    FixedShapeError,
+    InputError,
+    LayerdiffError,
+    ReferenceFailedError,
+    SampleError,
+)
 from layerdiff.findings import diffuse, finding, layout_diagnoses
 from layerdiff.heal import heal
 from layerdiff.layers import Accused, LayerBook, coverage
@@ -21,7 +28,7 @@ from layerdiff.outputs import OutputPairs, pair_outputs
 from layerdiff.pairs import doubts, read_pairs, resolved, still_there
 from layerdiff.progress import Progress
 from layerdiff.report import Report
-from layerdiff.samples import samples
+from layerdiff.samples import read_only, samples
 from layerdiff.several import judged, size_diagnosis
 from layerdiff.sides import open_candidate, open_reference
 from layerdiff.stability import random_diagnosis
@@ -162,9 +169,7 @@ class _Job:
 
     def judge(self, index: int, sample: Sample, bar: Progress) -> _Judged:
         """Run one sample on both sides and compare the outputs."""
-        candidate = self.candidate.fed(sample, self.reference.feeds(sample))
-        bar.stage("running the reference")
-        reference = self.reference.capture(sample)
+        candidate, reference = self._both(sample, bar)
         bar.stage("measuring the noise floor")
         floor = self.reference.noise_floor(sample, reference)
         bar.stage("running the candidate")
@@ -174,6 +179,20 @@ class _Job:
         results = outputs.results(candidate.shipped, candidate.tapped)
         told = judged(self._shapes(sample), results)
         return _Judged(index, candidate, reference, floor, outputs, results, told)
+
+    def _both(self, sample: Sample, bar: Progress) -> tuple[Candidate, Reference]:
+        """The candidate with the sample, and the reference's run; a file may lack inputs that are never read."""
+        feeds, reference = self.reference.feeds(sample), None
+        try:
+            candidate = self.candidate.fed(sample, feeds)
+        except SampleError:
+            reference = self.reference.capture(sample)
+            used = read_only(feeds, reference)
+            if len(used) == len(feeds):
+                raise
+            candidate = self.candidate.fed(sample, used)
+        bar.stage("running the reference")
+        return candidate, reference or self.reference.capture(sample)
 
     def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
         """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
