@@ -7,6 +7,8 @@ from layerdiff.errors import (
     LayerdiffError,
     ModelFileError,
     ReferenceFailedError,
+    RepairError,
+    ReproduceError,
     SampleError,
 )
 from layerdiff.model import (
@@ -17,9 +19,11 @@ from layerdiff.model import (
     LayerResult,
     Metrics,
     OutputResult,
+    Repair,
     RoundedLayer,
     Status,
     Tolerance,
+    Unrepaired,
 )
 from layerdiff.report import Report, load
 from layerdiff.trace import trace
@@ -40,11 +44,15 @@ __all__ = [
     "ModelFileError",
     "OutputResult",
     "ReferenceFailedError",
+    "Repair",
+    "RepairError",
     "Report",
+    "ReproduceError",
     "RoundedLayer",
     "SampleError",
     "Status",
     "Tolerance",
+    "Unrepaired",
     "load",
     "trace",
 ]

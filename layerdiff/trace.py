@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -12,6 +14,7 @@ from layerdiff.align import align
 from layerdiff.backends import OnnxRuntime
 from layerdiff.candidate import Candidate
 from layerdiff.capture import capture
+from layerdiff.cases import case_of
 from layerdiff.diagnose import DIAGNOSERS, Stretch, explain
 from layerdiff.environment import environment
 from layerdiff.errors import InputError
@@ -19,6 +22,7 @@ from layerdiff.findings import diffuse, finding
 from layerdiff.graph import Graph, load
 from layerdiff.heal import heal
 from layerdiff.layers import LayerBook, coverage
+from layerdiff.live import Live
 from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
 from layerdiff.model import Tolerance
@@ -39,7 +43,7 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
     from layerdiff.backends import Backend
-    from layerdiff.model import Diagnosis, Divergence
+    from layerdiff.model import Diagnosis, Divergence, Noise, Reference
     from layerdiff.samples import Sample
 
 log = logging.getLogger("layerdiff")
@@ -102,38 +106,62 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
     graph = Graph(load(source))
     fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(reference, source, graph, backend or OnnxRuntime(), fixed, granularity, warnings, valid)
+    runner = _Runner(reference, backend or OnnxRuntime(), fixed, warnings, valid)
+    job = _Job(runner, source, graph, granularity)
+    again = partial(
+        trace, reference, tolerance=tolerance, backend=backend, granularity=granularity, valid=valid, progress=False
+    )
+    kept = None if isinstance(inputs, Iterator) else inputs  # an iterator is used up
     with Progress(enabled=progress) as bar:
-        return combine([job.examine(sample, bar) for sample in samples(inputs)])
+        found = combine([job.examine(sample, bar) for sample in samples(inputs)])
+        return replace(found, live=replace(found.live, again=again, inputs=kept))
+
+
+@dataclass(frozen=True, slots=True)
+class _Runner:
+    """Runs a sample on either side; all that repairs and reproductions need of a trace."""
+
+    model: nn.Module
+    backend: Backend
+    tolerance: Tolerance | None
+    warnings: tuple[str, ...]
+    valid: Mapping[str, Any] | None
+
+    def recorded(self, sample: Sample) -> tuple[Reference, dict[int, Noise]]:
+        """The reference on a sample, with its noise floor."""
+        reference = capture(self.model, sample.args, sample.kwargs)
+        return reference, noise_floor(self.model, sample.args, sample.kwargs, reference)
+
+    def fed(self, source: str | Path | onnx.ModelProto, graph: Graph | None, sample: Sample) -> Candidate:
+        """A candidate with a sample, its control flow laid flat."""
+        graph = graph or Graph(load(source))
+        return Candidate(source, graph, self.backend, feeds_for(graph.inputs, sample, self.model)).flat()
+
+    def paired(self, reference: Reference, floor: Mapping[int, Noise], graph: Graph) -> OutputPairs:
+        """The final outputs of both sides."""
+        pairs = pair_outputs(reference, graph.outputs, hint=" ".join(self.warnings))
+        masks = masks_for(reference, pairs[0], self.valid)
+        return OutputPairs(reference, *pairs, floor, self.tolerance, masks)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What stays the same from sample to sample."""
 
-    model: nn.Module
+    runner: _Runner
     source: str | Path | onnx.ModelProto
     graph: Graph
-    backend: Backend
-    tolerance: Tolerance | None
     granularity: str
-    warnings: tuple[str, ...]
-    valid: Mapping[str, Any] | None
 
     def examine(self, sample: Sample, bar: Progress) -> Report:
         """The report on one sample."""
-        candidate = Candidate(
-            self.source, self.graph, self.backend, feeds_for(self.graph.inputs, sample, self.model)
-        ).flat()
+        run = self.runner
+        candidate = run.fed(self.source, self.graph, sample)
         bar.stage("running PyTorch")
-        reference = capture(self.model, sample.args, sample.kwargs)
-        bar.stage("measuring the noise floor")
-        floor = noise_floor(self.model, sample.args, sample.kwargs, reference)
-        limits = limits_for(reference, floor, self.tolerance)
+        reference, floor = run.recorded(sample)
+        limits = limits_for(reference, floor, run.tolerance)
         bar.stage("running the ONNX model")
-        pairs = pair_outputs(reference, self.graph.outputs, hint=" ".join(self.warnings))
-        masks = masks_for(reference, pairs[0], self.valid)
-        outputs = OutputPairs(reference, *pairs, floor, self.tolerance, masks)
+        outputs = run.paired(reference, floor, self.graph)
         results = outputs.results(candidate.shipped, candidate.tapped)
         observed = observe(candidate, outputs, results)
         candidate = observed.candidate
@@ -142,26 +170,27 @@ class _Job:
         bar.stage("proving the accusation")
         origins, rounded = find_origins(alignment)
         proofs = heal(alignment, origins, outputs)
-        found = [finding(alignment, o, floor, self.tolerance, h) for o, h in zip(origins, proofs, strict=True)]
+        found = [finding(alignment, o, floor, run.tolerance, h) for o, h in zip(origins, proofs, strict=True)]
         everywhere = diffuse(alignment, rounded, outputs)
         bar.stage("naming the cause")
-        explained = [
-            explain(Stretch(alignment, origin, divergence), DIAGNOSERS)
+        cases = [
+            case_of(stretch := Stretch(alignment, origin, divergence), explain(stretch, DIAGNOSERS))
             for origin, (_, divergence) in zip(origins, found, strict=True)
         ]
         bar.stage("writing the report")
         accused = {call: origin.sites for (call, _), origin in zip(found, origins, strict=True)}
-        book = LayerBook(alignment, floor, self.tolerance, accused, rounded)
+        book = LayerBook(alignment, floor, run.tolerance, accused, rounded)
         calls = book.calls()
         return Report(
             divergences=tuple(divergence for _, divergence in found),
-            diagnoses=_diagnoses(observed, found) + tuple(e.diagnosis for e in explained),
+            diagnoses=_diagnoses(observed, found) + tuple(case.diagnosis for case in cases),
             diffuse=everywhere,
             outputs=results,
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
-            environment=environment(self.backend, self.source),
-            warnings=observed.warnings + self.warnings + outputs.warnings(),
+            environment=environment(run.backend, self.source),
+            warnings=observed.warnings + run.warnings + outputs.warnings(),
+            live=Live(self.source, sample, tuple(cases), observed.level, run),
         )
 
 

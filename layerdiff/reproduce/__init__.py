@@ -1,0 +1,1 @@
+"""Hand over the smallest runnable case of a divergence."""
