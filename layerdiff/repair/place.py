@@ -35,13 +35,13 @@ class NoPlaceError(RepairError):
 def bases(file: onnx.ModelProto) -> Iterator[Base]:
     """The file, and the same with its inside visible, least changed first."""
     yield Base(file, ())
-    model, notes = file, ()
-    if model.functions:
-        model, notes = onnx.inliner.inline_local_functions(model), ("its local functions were inlined",)
-        yield Base(model, notes)
-    apart = unfused(model)
-    if apart is not model:
-        yield Base(apart, (*notes, "the runtime's fused operators were taken apart into standard ones"))
+    inlined = Base(file, ())
+    if file.functions:
+        inlined = Base(onnx.inliner.inline_local_functions(file), ("its local functions were inlined",))
+        yield inlined
+    apart = unfused(inlined.model)
+    if apart is not inlined.model:
+        yield Base(apart, (*inlined.notes, "the runtime's fused operators were taken apart into standard ones"))
 
 
 def base_for(file: onnx.ModelProto, examined: onnx.ModelProto, patch: Patch) -> Base:
@@ -55,15 +55,21 @@ def base_for(file: onnx.ModelProto, examined: onnx.ModelProto, patch: Patch) -> 
     """
     error: NoPlaceError | None = None
     for base in bases(file):
-        try:
-            for change in patch:
-                _Places(base.model, examined).find(change)
-        except NoPlaceError as refusal:
-            error = refusal
-        else:
+        error = _misfit(base, examined, patch)
+        if error is None:
             return base
     assert error is not None
     raise error
+
+
+def _misfit(base: Base, examined: onnx.ModelProto, patch: Patch) -> NoPlaceError | None:
+    places = _Places(base.model, examined)
+    try:
+        for change in patch:
+            places.find(change)
+    except NoPlaceError as error:
+        return error
+    return None
 
 
 def corrected(base: Base, examined: onnx.ModelProto, patches: Iterable[Patch]) -> onnx.ModelProto:

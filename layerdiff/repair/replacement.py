@@ -87,7 +87,7 @@ def _sizes(first: Mapping[str, tuple[int, ...]], second: Mapping[str, tuple[int,
 
 
 def generalised(first: onnx.ModelProto, second: onnx.ModelProto, sizes: Sequence[Size]) -> onnx.ModelProto | None:
-    """The first of two models that differ in integer constants only, these computed from sizes; None when they differ otherwise."""
+    """The first of two models, with what differs computed from sizes; None where more than whole numbers differ."""
     result = onnx.ModelProto()
     result.CopyFrom(first)
     if [_signature(node) for node in first.graph.node] != [_signature(node) for node in second.graph.node]:

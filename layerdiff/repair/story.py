@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,8 @@ from layerdiff.repair.verdicts import EXPORT_AGAIN, good_patch, remedy_for, sett
 from layerdiff.repair.write import check, drafted, structure, with_shapes
 
 if TYPE_CHECKING:
+    import os
+
     from layerdiff.live import Case, Live
     from layerdiff.patch import Patch
     from layerdiff.repair.verdicts import Settings
@@ -49,7 +50,7 @@ def repair(report: Any, path: str | os.PathLike[str]) -> Any:
 
 
 def _live(report: Any, target: Path) -> Live:
-    """What the report kept, after everything that can be refused at once."""
+    """What the report kept, after all that can be refused at once."""
     live: Live | None = report.live
     if live is None:
         raise RepairError(
@@ -58,6 +59,8 @@ def _live(report: Any, target: Path) -> Live:
         )
     if report.agrees:
         raise RepairError("nothing to repair: the file agrees with the model")
+    if target.is_dir():
+        raise InputError(f"{target}: is a folder; give the path of the file to write")
     if not target.parent.is_dir():
         raise InputError(f"{target}: the folder {target.parent} does not exist; make it first")
     if not isinstance(live.source, onnx.ModelProto) and target.exists() and target.samefile(live.source):
@@ -80,7 +83,9 @@ def _settled(live: Live, given: Settings) -> tuple[Kept, list[Unrepaired]]:
         try:
             base_for(file, examined, found)
         except NoPlaceError as error:
-            left.append(Unrepaired(case.divergence.layer, f"its change has no place in the file: {error}", remedy_for(case)))
+            left.append(
+                Unrepaired(case.divergence.layer, f"its change has no place in the file: {error}", remedy_for(case))
+            )
         else:
             kept.append((case, found))
     return kept, left
@@ -119,8 +124,7 @@ def _refusal(report: Any, left: list[Unrepaired]) -> str:
     if not lines:
         lines = [f"{d.summary} Instead: {d.remedy}" for d in report.diagnoses if d.remedy]
     if not lines and report.diffuse is not None:
-        lines = [
-            f"{len(report.diffuse.layers)} layers only round to {report.diffuse.format}: no single change cures that. "
-            f"Instead: {EXPORT_AGAIN.replace('model.eval()', 'model.float().eval()')}"
-        ]
+        whole = EXPORT_AGAIN.replace("model.eval()", "model.float().eval()")
+        diffuse = report.diffuse
+        lines = [f"{len(diffuse.layers)} layers only round to {diffuse.format}; no single change cures that. Instead: {whole}"]
     return "\n".join(["nothing was written: no cause could be corrected in the file.", *lines])

@@ -117,4 +117,6 @@ def remedy_for(case: Case) -> str:
     return case.diagnosis.remedy or EXPORT_AGAIN
 
 
-EXPORT_AGAIN = 'torch.onnx.export(model.eval(), inputs, "again.onnx", dynamo=True)  # or dynamo=False: the other exporter'
+EXPORT_AGAIN = (
+    'torch.onnx.export(model.eval(), inputs, "again.onnx", dynamo=True)  # or dynamo=False: the other exporter'
+)

@@ -37,8 +37,8 @@ def structure(source: Source) -> onnx.ModelProto:
 def with_shapes(model: onnx.ModelProto, before: onnx.ModelProto) -> onnx.ModelProto:
     """A copy with the shapes of its inside inferred anew.
 
-    Where the change contradicts what the file declares of its outputs (a wrong axis gave a wrong shape), only the rank of
-    the outputs stays declared.
+    Where the change contradicts what the file declares of its outputs (a wrong axis gave a wrong shape), only the rank
+    of the outputs stays declared.
     """
     bare = onnx.ModelProto()
     bare.CopyFrom(model)
@@ -139,9 +139,7 @@ def _move_out(model: onnx.ModelProto, data: Path, source: Source) -> None:
             if uses_external_data(tensor):
                 folder = "" if isinstance(source, onnx.ModelProto) else str(Path(source).parent)
                 load_external_data_for_tensor(tensor, folder)
-            if len(tensor.raw_data) < _INLINE_BELOW:
-                del tensor.external_data[:]
-                tensor.data_location = onnx.TensorProto.DEFAULT
+            elif len(tensor.raw_data) < _INLINE_BELOW:
                 continue
             file.write(b"\0" * (-file.tell() % _ALIGNMENT))
             set_external_data(tensor, data.name, file.tell(), len(tensor.raw_data))

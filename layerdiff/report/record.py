@@ -109,10 +109,11 @@ class Report:
     def repair(self, path: str | Path) -> Report:
         """Write a corrected copy of the file, trace it like the first one, and return the report on it.
 
-        Every change that was proven in the trace is run again on other numbers, and on other sizes where the file leaves
-        dimensions open; one that fits the traced input only is not used. What is left in the file is told in
-        ``.repaired.left`` of the report that comes back, with what to do instead. The traced file is not touched, and a
-        file that is already at `path` stays whole until the new one is finished. Weights outside the file stay outside.
+        Every change that was proven in the trace is run again on other numbers, and on other sizes where the file
+        leaves dimensions open; one that fits the traced input only is not used. What is left in the file is told in
+        ``.repaired.left`` of the report that comes back, with what to do instead. The traced file is not touched, and
+        a file that is already at `path` stays whole until the new one is finished. Weights outside the file stay
+        outside.
 
         Raises
         ------
@@ -128,8 +129,8 @@ class Report:
     def reproduce(self, folder: str | Path, which: int = 0) -> Path:
         """Write the smallest runnable case of one divergence (the first, else number `which`) and return its folder.
 
-        Its ``reproduce.py`` needs torch, onnx, onnxruntime and numpy only; it exits 1 while both sides differ and 0 when
-        they agree. Its ``README.md`` is written to be pasted into a bug report.
+        Its ``reproduce.py`` needs torch, onnx, onnxruntime and numpy only; it exits 1 while both sides differ and 0
+        when they agree. Its ``README.md`` is written to be pasted into a bug report.
 
         Raises
         ------

@@ -58,6 +58,17 @@ def verdict(report: Report) -> str:
     return " ".join(sentences)
 
 
+def repair_lines(report: Report) -> list[str]:
+    """What was corrected in the file that the report is about, what was not, and on what that was checked."""
+    done = report.repaired
+    if done is None:
+        return []
+    corrected = ", ".join(f"{layer_name(d.layer)} ({d.cause})" for d in done.corrected)
+    lines = [f"repaired: {corrected}; checked with {', '.join(done.checked)}"]
+    lines += [f"left as it was: {layer_name(u.layer)}: {u.reason}. Instead: {u.remedy}" for u in done.left]
+    return lines + [f"note: {note}" for note in done.notes]
+
+
 def _accusation(first: Divergence) -> str:
     name = layer_name(first.layer) + (f" (call {first.call})" if first.call else "")
     error = ""
@@ -155,6 +166,8 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
     )
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, emoji=False, soft_wrap=True)
+    for line in repair_lines(report):
+        console.print(line, markup=False, emoji=False, soft_wrap=True)
     shown = _window(report, rows)
     if not shown:
         return
