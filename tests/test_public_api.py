@@ -26,11 +26,15 @@ PUBLIC = [
     "ModelFileError",
     "OutputResult",
     "ReferenceFailedError",
+    "Repair",
+    "RepairError",
     "Report",
+    "ReproduceError",
     "RoundedLayer",
     "SampleError",
     "Status",
     "Tolerance",
+    "Unrepaired",
     "load",
     "trace",
 ]
@@ -55,7 +59,18 @@ def test_trace_takes_reference_candidate_inputs_and_the_rest_by_keyword() -> Non
 
 
 def test_a_report_has_the_views_that_are_promised() -> None:
-    promised = ("agrees", "verdict", "first_divergence", "to_frame", "plot", "to_html", "to_dict", "save")
+    promised = (
+        "agrees",
+        "verdict",
+        "first_divergence",
+        "to_frame",
+        "plot",
+        "to_html",
+        "to_dict",
+        "save",
+        "repair",
+        "reproduce",
+    )
     assert all(hasattr(layerdiff.Report, name) for name in promised)
 
 

@@ -1,4 +1,4 @@
-"""Corrected files: they agree for every input, the traced file stays as it was, and what cannot be corrected is said."""
+"""Corrected files: they agree for every input, the traced file stays, and what cannot be corrected is said."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import warnings
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +68,8 @@ def dynamic(tokens: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> onnx
     """An export with an open batch and open sizes of the image."""
     path = tmp_path_factory.mktemp("dynamic") / "model.onnx"
     sizes = {"image": {0: "batch", 2: "height", 3: "width"}}
-    with pytest.warns(Warning), torch.no_grad():  # the TorchScript exporter announces its end, and traces sizes
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the TorchScript exporter announces its end, and traces sizes
         torch.onnx.export(
             tokens, (picture(),), str(path), dynamo=False, opset_version=17, input_names=["image"], dynamic_axes=sizes
         )
@@ -249,7 +251,9 @@ def test_a_change_that_fits_one_input_only_is_not_used(
     with torch.no_grad():
         right = model.act(model.first(small()) - model.second(small())).numpy()
     add = case.patch[0].node
-    learnt = graph_of([helper.make_node("Identity", ["numbers"], ["y"])], {"x": (2, 6, 8, 8)}, ["y"], {"numbers": right})
+    learnt = graph_of(
+        [helper.make_node("Identity", ["numbers"], ["y"])], {"x": (2, 6, 8, 8)}, ["y"], {"numbers": right}
+    )
     patch = (Splice(add, learnt, (("x", next(n for n, _ in case.judged.feeds)),)),)
     fitted = replace(report, live=replace(report.live, cases=(replace(case, patch=patch),)))
     again = fitted.repair(tmp_path / "fixed.onnx")  # the stretch is lowered afresh instead
@@ -345,7 +349,9 @@ def test_a_node_inside_control_flow_is_corrected_there(
                 inner.op_type = "Elu"
     if fault == "weight":
         stored = [t for g in (proto.graph, *flows(proto.graph)) for t in g.initializer]
-        stored += [a.t for g in (proto.graph, *flows(proto.graph)) for n in g.node for a in n.attribute if a.HasField("t")]
+        stored += [
+            a.t for g in (proto.graph, *flows(proto.graph)) for n in g.node for a in n.attribute if a.HasField("t")
+        ]
         weight = next(t for t in stored if list(t.dims) == [8, 8, 3, 3])
         weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.25), weight.name))
     report = trace(model, proto, inputs)
@@ -354,6 +360,7 @@ def test_a_node_inside_control_flow_is_corrected_there(
     assert again.agrees
     fixed = onnx.load(tmp_path / "fixed.onnx")
     assert len(flows(fixed.graph)) == len(flows(proto.graph))
+    assert any("branches" in note for note in again.repaired.notes) == (name == "switch")
 
 
 def test_initializers_listed_as_inputs_leave_no_input_behind(
@@ -451,7 +458,9 @@ layerdiff.trace(model, "bad.onnx", small(), progress=False).repair("fixed.onnx")
 
 
 @pytest.mark.parametrize("at", ["write.Draft.publish", "write._move_out", "write.Path.write_bytes"])
-def test_a_kill_in_the_middle_leaves_the_file_that_was_there(pytestconfig: pytest.Config, tmp_path: Path, at: str) -> None:
+def test_a_kill_in_the_middle_leaves_the_file_that_was_there(
+    pytestconfig: pytest.Config, tmp_path: Path, at: str
+) -> None:
     (tmp_path / "fixed.onnx").write_bytes(b"what was there before")
     (tmp_path / "run.py").write_text(KILLED.format(root=str(pytestconfig.rootpath), at=at))
     done = subprocess.run([sys.executable, "-W", "ignore", "run.py"], cwd=tmp_path, timeout=120, check=False)
@@ -476,7 +485,9 @@ def test_an_exception_in_the_middle_leaves_nothing_behind(
 
 
 def test_redrawn_samples_keep_shapes_types_and_ranges() -> None:
-    sample = Sample((torch.randn(2, 50),), {"ids": torch.arange(12).reshape(2, 6), "mask": torch.tensor([[True, False]])})
+    sample = Sample(
+        (torch.randn(2, 50),), {"ids": torch.arange(12).reshape(2, 6), "mask": torch.tensor([[True, False]])}
+    )
     first, second = redrawn(sample)
     for other in (first, second):
         assert other.args[0].shape == (2, 50)

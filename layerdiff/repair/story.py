@@ -35,7 +35,7 @@ def repair(report: Any, path: str | os.PathLike[str]) -> Any:
     while kept:
         model, notes = _fixed(kept, live, given)
         with drafted(model, target, live.source) as draft:
-            notes += check(draft.path, live.source)
+            notes += check(draft.path, live.source) + _unchecked(model, given)
             doubtful, doubts = _doubtful(draft.path, kept, live, given)
             if doubtful:
                 kept = [(case, patch) for case, patch in kept if case not in doubtful]
@@ -118,6 +118,16 @@ def _doubtful(draft: Path, kept: Kept, live: Live, given: Settings) -> tuple[lis
     return [], tuple(doubts)
 
 
+def _unchecked(model: onnx.ModelProto, given: Settings) -> tuple[str, ...]:
+    """What no run has shown."""
+    found = []
+    if given.fresh is None:
+        found.append("not checked on other numbers: no redrawn input went the same way through both sides")
+    if any(node.op_type == "If" for node in model.graph.node):
+        found.append("branches that the traced input does not take were not examined")
+    return tuple(found)
+
+
 def _refusal(report: Any, left: list[Unrepaired]) -> str:
     """Why nothing was written, and what to do instead."""
     lines = [f"{item.layer or '(root)'}: {item.reason}. Instead: {item.remedy}" for item in left]
@@ -125,6 +135,6 @@ def _refusal(report: Any, left: list[Unrepaired]) -> str:
         lines = [f"{d.summary} Instead: {d.remedy}" for d in report.diagnoses if d.remedy]
     if not lines and report.diffuse is not None:
         whole = EXPORT_AGAIN.replace("model.eval()", "model.float().eval()")
-        diffuse = report.diffuse
-        lines = [f"{len(diffuse.layers)} layers only round to {diffuse.format}; no single change cures that. Instead: {whole}"]
+        found = report.diffuse
+        lines = [f"{len(found.layers)} layers only round to {found.format}; no one change cures that. Instead: {whole}"]
     return "\n".join(["nothing was written: no cause could be corrected in the file.", *lines])
