@@ -222,14 +222,7 @@ def _attention(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = Fals
 
 
 def _math_attention(
-    q: Any,
-    k: Any,
-    v: Any,
-    mask: Any = None,
-    dropout: float = 0.0,
-    causal: bool = False,
-    *rest: Any,
-    **more: Any,  # noqa: FBT001, FBT002
+    q: Any, k: Any, v: Any, mask: Any = None, dropout: float = 0.0, causal: bool = False, *rest: Any, **more: Any  # noqa: FBT001, FBT002
 ) -> tuple[Any, ...]:
     del dropout, rest
     return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=more.get("scale")),)

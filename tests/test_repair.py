@@ -398,6 +398,23 @@ def test_what_is_left_is_told_and_the_rest_is_corrected(
     assert "left as it was: second" in str(again)
 
 
+def test_what_is_no_fault_of_the_graph_is_refused_with_its_remedy(
+    trace: Trace, tmp_path: Path, signed: tuple[nn.Module, onnx.ModelProto]
+) -> None:
+    from dataclasses import replace
+
+    model, healthy = signed
+    report = trace(model, FAULTS["axis"](healthy), small())
+    without = replace(report, live=replace(report.live, cases=()))
+    remedy = "onnxruntime.InferenceSession(path, disabled_optimizers=['PadFusion'])"
+    fusion = replace(report.diagnoses[0], cause="runtime-fusion", summary="The graph is right.", remedy=remedy)
+    with pytest.raises(RepairError, match=r"The graph is right\. Instead: .*disabled_optimizers=\['PadFusion'\]"):
+        replace(without, diagnoses=(fusion,)).repair(tmp_path / "fixed.onnx")
+    rounding = layerdiff.Diffuse("float16", (layerdiff.RoundedLayer("head", 0, "Linear", "float16", 1e-3, None),))
+    with pytest.raises(RepairError, match=r"1 layers only round to float16.*model\.float\(\)\.eval\(\)"):
+        replace(without, diagnoses=(), diffuse=rounding).repair(tmp_path / "fixed.onnx")
+
+
 def test_a_loaded_or_copied_report_says_what_to_do(
     trace: Trace, tmp_path: Path, signed: tuple[nn.Module, onnx.ModelProto]
 ) -> None:
