@@ -363,6 +363,18 @@ def test_a_node_inside_control_flow_is_corrected_there(
     assert any("branches" in note for note in again.repaired.notes) == (name == "switch")
 
 
+def test_names_that_the_runtime_left_do_not_clash_with_those_it_makes(trace: Trace, tmp_path: Path) -> None:
+    """HardSwish is expanded under fixed names; a file that was optimised before has them already."""
+    model = fill(nn.Sequential(nn.Conv2d(3, 6, 3), nn.Hardswish(), nn.Conv2d(6, 4, 3), nn.Hardswish())).eval()
+    proto = treat(export(model, (small(),), Exporter.TORCHSCRIPT), Treatment.ORT_BASIC)
+    assert any(name.startswith("_inlfunc_HardSwish") for n in proto.graph.node for name in n.output)
+    last = proto.graph.node[-1]
+    convolution = [n for n in proto.graph.node if n.op_type == "Conv"][-1].output[0]
+    last.op_type = "Relu"
+    last.input[:] = [convolution]
+    assert trace(model, proto, small()).repair(tmp_path / "fixed.onnx").agrees
+
+
 def test_initializers_listed_as_inputs_leave_no_input_behind(
     trace: Trace, tmp_path: Path, signed: tuple[nn.Module, onnx.ModelProto]
 ) -> None:

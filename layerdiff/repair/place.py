@@ -13,10 +13,13 @@ from layerdiff.patch import SetConstant, Splice, change_node, patched
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from layerdiff.patch import Change, Patch
 
+# ONNX Runtime expands operators that are defined by others (HardSwish) under such names without looking whether the
+# file has them from an earlier time, and then refuses its own graph.
+_INLINED = "_inlfunc_"
 _FLOWS = ("If", "Loop", "Scan")
 
 
@@ -90,7 +93,22 @@ def corrected(base: Base, examined: onnx.ModelProto, patches: Iterable[Patch]) -
         change_node(graph, change)
     finished = patched(result, top)
     _name_apart(finished.graph)
+    ports = {port.name for port in finished.graph.output}
+    made = [name for node in finished.graph.node for name in node.output if name.startswith(_INLINED)]
+    _rename(finished.graph, {name: f"from{name}" for name in made if name not in ports})
     return finished
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Give tensors other names, also where branches and bodies read them."""
+    for node in graph.node if names else ():
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                _rename(attribute.g, names)
+    for port in (*graph.output, *graph.value_info) if names else ():
+        port.name = names.get(port.name, port.name)
 
 
 def _name_apart(graph: onnx.GraphProto) -> None:
