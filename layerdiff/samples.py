@@ -37,6 +37,9 @@ def samples(inputs: Any) -> Iterator[Sample]:
     A tuple holds positional arguments, a dict keyword arguments, an ``.npz`` either (``arr_0``, ``arr_1``, … are
     positional, other names are keywords).
     """
+    if isinstance(inputs, Sample):
+        yield inputs
+        return
     if isinstance(inputs, (torch.Tensor, np.ndarray, tuple, Mapping, str, Path)):
         yield _sample(inputs)
         return
