@@ -89,8 +89,9 @@ def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
 
     def leave(module: nn.Module, _args: Any, output: Any) -> None:
         _, path = stack.pop()
-        first = next(tensors(output), None)
-        if first is not None:  # cloned, or the next in-place operator overwrites it
+        first, *others = list(tensors(output))
+        if all(other.shape != first.shape for other in others):  # or names do not tell the one from the other
+            # Cloned, or the next in-place operator overwrites it.
             calls.append(_Call(path, type(module).__name__, first.detach().clone().numpy()))
 
     for module in watched.modules():
