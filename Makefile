@@ -1,6 +1,8 @@
 # Everything runs in .venv, made from the pinned versions of constraints.txt.
 PYTHON ?= python3
 VENV := .venv
+SEED ?= 1
+JOBS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
@@ -59,10 +61,11 @@ notebooks: $(VENV)/.test
 	$(RUN) -m pytest tests/test_notebooks.py
 
 bench-faults: $(VENV)/.bench
-	$(RUN) -m benchmarks.localisation
+	$(RUN) -m benchmarks.localisation --seed $(SEED) --jobs $(JOBS)
+	$(RUN) -m benchmarks.comparison --seed $(SEED)
 
 bench-rivals: $(VENV)/.bench
-	$(RUN) -m benchmarks.comparison
+	$(RUN) -m benchmarks.comparison --seed $(SEED)
 
 check: lint types contracts test docs
 

@@ -3,6 +3,7 @@
 from layerdiff.errors import (
     AlignmentError,
     BackendError,
+    FixedShapeError,
     InputError,
     LayerdiffError,
     ModelFileError,
@@ -18,6 +19,7 @@ from layerdiff.model import (
     Metrics,
     OutputResult,
     RoundedLayer,
+    SampleResult,
     Status,
     Tolerance,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "Diagnosis",
     "Diffuse",
     "Divergence",
+    "FixedShapeError",
     "InputError",
     "LayerResult",
     "LayerdiffError",
@@ -43,6 +46,7 @@ __all__ = [
     "Report",
     "RoundedLayer",
     "SampleError",
+    "SampleResult",
     "Status",
     "Tolerance",
     "load",

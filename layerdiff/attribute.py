@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.weights import channel_factors, parameters_of_sites, parameters_read
+from layerdiff.align.weights import by_output_channel, carried_as, channel_factors, parameters_of_sites, parameters_read
 from layerdiff.localise import meaningful
 from layerdiff.operators import base_name, likeness, only_moves
 
@@ -121,7 +121,9 @@ def _maker(reference: Reference, value: int) -> Site | None:
 
 
 def _common_call(reference: Reference, owners: set[int]) -> int:
-    """The innermost call that encloses all the given ones."""
+    """The innermost call that encloses all the given ones; of several calls of one layer the first."""
+    if len({reference.calls[owner].layer for owner in owners}) == 1:
+        return min(owners)
     chains = [_enclosing(reference, owner) for owner in owners]
     shared = set.intersection(*map(set, chains))
     return max(shared)
@@ -183,11 +185,12 @@ def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site,
     """
     reference = alignment.reference
     names = parameters_of_sites(reference)
-    weight = next((reference.parameters[n] for n in names.get(heavy.index, ()) if n.endswith("weight")), None)
-    carried = _carried_weight(alignment, origin, None if weight is None else weight.shape)
-    if weight is None or carried is None:
+    own = [reference.parameters[name] for name in names.get(heavy.index, ())]
+    weight = next((by_output_channel(reference, heavy, array) for array in own if array.ndim >= 2), None)
+    carried = [] if weight is None else carried_as(weight, _constants(alignment, origin))
+    if weight is None or not carried:
         return _affine_verdict(alignment, origin, heavy)
-    factors, residual = channel_factors(weight, carried)
+    factors, residual = min((channel_factors(weight, array) for array in carried), key=lambda found: found[1])
     if residual > 3 * _FOLD_TOLERANCE:
         return "heavy"
     statistics = {n.rpartition(".")[2]: reference.parameters[n] for n in names.get(norm.index, ())}
@@ -211,13 +214,10 @@ def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site,
 def _folded_bias(
     reference: Reference, names: dict[int, tuple[str, ...]], heavy: Site, statistics: dict[str, Array], factors: Array
 ) -> Array:
-    own = next((reference.parameters[n] for n in names.get(heavy.index, ()) if n.endswith("bias")), 0.0)
+    biases = (a for n in names.get(heavy.index, ()) if (a := reference.parameters[n]).ndim == 1)
+    own = heavy.arguments.get("beta", 1) * next(biases, np.zeros(1))
     shift = statistics.get("bias", np.zeros_like(factors))
     return np.asarray((own - statistics["running_mean"]) * factors + shift)
-
-
-def _carried_weight(alignment: Alignment, origin: Origin, shape: tuple[int, ...] | None) -> Array | None:
-    return next((a for a in _constants(alignment, origin) if a.shape == shape), None)
 
 
 def _carried_bias(alignment: Alignment, origin: Origin, channels: int) -> Array | None:

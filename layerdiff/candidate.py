@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layerdiff.backends import Optimisation
-from layerdiff.flatten import flattened
+from layerdiff.flatten import flattened, left_whole
 from layerdiff.graph import RANDOM, Graph
+from layerdiff.layout import after, inverse, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from layerdiff.backends import Backend
     from layerdiff.graph import Injection
+    from layerdiff.layout import Axes
 
     Array = np.ndarray[Any, Any]
 
@@ -26,27 +29,78 @@ if TYPE_CHECKING:
 class Candidate:
     """An ONNX graph, the runtime it runs on and the inputs it is fed. The model that ships is never replaced."""
 
-    def __init__(
-        self, source: str | Path | onnx.ModelProto, graph: Graph, backend: Backend, feeds: Mapping[str, Array]
+    def __init__(  # noqa: PLR0913  a model in three forms, its inputs, and two ways to look at its tensors
+        self,
+        source: str | Path | onnx.ModelProto,
+        graph: Graph,
+        backend: Backend,
+        feeds: Mapping[str, Array],
+        layout: Mapping[str, Axes] | None = None,
+        formats: Mapping[str, str] | None = None,
     ) -> None:
         self.graph = graph
-        self.feeds = dict(feeds)
+        self.layout = dict(layout or {})
+        self.formats = dict(formats or {})  # of tensors whose arrays are wider than what they hold
+        self._fed = dict(feeds)
         self._source = source
         self._backend = backend
+
+    def in_layout(self, layout: Mapping[str, Axes]) -> Candidate:
+        """The candidate that shows tensors, and takes values for them, with their axes permuted."""
+        if not layout:
+            return self
+        found = Candidate(self._source, self.graph, self._backend, self._fed, layout, self.formats)
+        found.__dict__["shipped"] = self.shipped
+        found.__dict__["tapped"] = found.shown(self.tapped)
+        return found
+
+    @property
+    def feeds(self) -> dict[str, Array]:
+        """What the graph's inputs hold."""
+        return self.shown(self._fed)
+
+    def shown(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """Tensors as the file keeps them, in the model's layout."""
+        return {n: a.transpose(self.layout[n]) if n in self.layout else a for n, a in arrays.items()}
+
+    def as_in_file(self, tensor: str, array: Array) -> Array:
+        """A tensor's numbers, given in the model's layout, as the file keeps them."""
+        axes = self.layout.get(tensor)
+        if axes is None or array.ndim != len(axes):
+            return array
+        return np.ascontiguousarray(array.transpose(inverse(axes)))
+
+    @cached_property
+    def moving(self) -> frozenset[int]:
+        """The Transposes that only lead from one layout to another."""
+        found = set()
+        for node in self.graph.nodes:
+            axes = self.graph.transposed_by(node) if node.op == "Transpose" else None
+            if axes is not None and (node.inputs[0] in self.layout or node.outputs[0] in self.layout):
+                before, behind = (
+                    self.layout.get(n, tuple(range(len(axes)))) for n in (node.inputs[0], node.outputs[0])
+                )
+                if after(axes, behind) == before:
+                    found.add(node.index)
+        return frozenset(found)
 
     @cached_property
     def shipped(self) -> dict[str, Array | None]:
         """The outputs of the untouched model with all of the runtime's optimisations."""
-        return self._backend.open(self._source, Optimisation.AS_SHIPPED).run(self.feeds)
+        return self._backend.open(self._source, Optimisation.AS_SHIPPED).run(self._fed)
 
     def shipped_without(self, passes: Sequence[str]) -> dict[str, Array | None]:
         """The outputs of the untouched model when some optimisation passes of the runtime are off."""
-        return self._backend.open(self._source, Optimisation.AS_SHIPPED, passes).run(self.feeds)
+        return self._backend.open(self._source, Optimisation.AS_SHIPPED, passes).run(self._fed)
+
+    def without(self, passes: Sequence[str]) -> str:
+        """What to write to have the runtime leave some passes out."""
+        return self._backend.without(passes)
 
     def as_optimised(self, level: Optimisation) -> Candidate:
         """The candidate with the graph that the runtime really runs at an optimisation level."""
         graph = Graph(self._backend.optimised(self._source, level), take_apart=False)
-        return Candidate(self._source, graph, self._backend, self.feeds)
+        return Candidate(self._source, graph, self._backend, self._fed).flat()
 
     @property
     def passes(self) -> Sequence[str]:
@@ -56,10 +110,19 @@ class Candidate:
     def flat(self) -> Candidate:
         """The candidate with its control flow laid flat, as this sample takes it; itself when there is none."""
         model = flattened(self.graph.model, self._named)
-        return self if model is self.graph.model else Candidate(self._source, Graph(model), self._backend, self.feeds)
+        return self if model is self.graph.model else Candidate(self._source, Graph(model), self._backend, self._fed)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """A sentence for each control flow node that could not be laid flat, and for each input in another layout."""
+        ports = [port.name for port in self.graph.inputs if port.name in self.layout]
+        fed = (
+            f"input {n!r} is {named(self.layout[n])} in the file: fed after {inverse(self.layout[n])}" for n in ports
+        )
+        return (*left_whole(self.graph.model), *fed)
 
     def _named(self, model: onnx.ModelProto, names: list[str]) -> dict[str, Array | None]:
-        return self._backend.open(Graph(model).rewritten(names), Optimisation.NONE).run(self.feeds)
+        return self._backend.open(Graph(model).rewritten(names), Optimisation.NONE).run(self._fed)
 
     @cached_property
     def tapped(self) -> dict[str, Array]:
@@ -104,6 +167,18 @@ class Candidate:
         """One tensor, computed by a few nodes from the given sources."""
         return self._run([target], injections, nodes, sources).get(target)
 
+    def part(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Candidate:
+        """Another model, such as a changed part of this one, on the same runtime."""
+        return Candidate(model, Graph(model, take_apart=False), self._backend, feeds)
+
+    def fed(self, feeds: Mapping[str, Array]) -> Candidate:
+        """The same graph with other inputs."""
+        return Candidate(self._source, self.graph, self._backend, feeds, self.layout, self.formats)
+
+    def cut(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
+        """The model of a few nodes alone: from the sources to one tensor."""
+        return self.graph.rewritten([target], nodes=nodes, sources=sources)
+
     def _run(
         self,
         outputs: list[str],
@@ -113,7 +188,10 @@ class Candidate:
     ) -> dict[str, Array]:
         if not outputs:
             return {}
+        if self.layout:
+            injections = [replace(i, value=self.as_in_file(i.tensor, i.value)) for i in injections]
+            sources = None if sources is None else {n: self.as_in_file(n, a) for n, a in sources.items()}
         model = self.graph.rewritten(outputs, injections, nodes=nodes, sources=sources)
-        feeds = {**(self.feeds if sources is None else sources), **{i.feed: i.value for i in injections}}
+        feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
         arrays = self._backend.open(model, Optimisation.NONE).run(feeds)
-        return {name: array for name, array in arrays.items() if array is not None}
+        return self.shown({name: array for name, array in arrays.items() if array is not None})

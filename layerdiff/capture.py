@@ -8,7 +8,6 @@ version of every tensor that shares the memory, so the graph is in single-assign
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections import Counter
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import ReferenceFailedError
-from layerdiff.model import CONTAINER, Call, Reference, Site, Value
-from layerdiff.tensors import named_tensors, tensors_in, to_array
-from layerdiff.untouched import inner_modules_run, untouched
+from layerdiff.model import CONTAINER, Call, Operand, Reference, Replay, Site, Value
+from layerdiff.signature import signature_of
+from layerdiff.tensors import named_tensors, storage_of, tensors_in, to_array
+from layerdiff.unset import UnsetMemory
+from layerdiff.untouched import inner_modules_run, nothing_is_compiled, uncompiled, untouched
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
-ATOMIC = (nn.RNNBase, nn.RNNCellBase)
+ATOMIC = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
@@ -54,6 +56,8 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
         stack.enter_context(inner_modules_run())
+        stack.enter_context(nothing_is_compiled())
+        stack.enter_context(uncompiled(model))
         stack.enter_context(recorder.hooks())
         recorder.register_inputs(args, kwargs)
         stack.enter_context(recorder)
@@ -76,8 +80,13 @@ class _OpenCall:
     number: int
     type: str
     inputs: tuple[int, ...]
-    atomic: bool
+    replay: Replay | None  # only of a module that is one site
     reads: dict[int, None] = dataclasses.field(default_factory=dict)
+
+    @property
+    def atomic(self) -> bool:
+        """Whether the operators inside are no sites of their own."""
+        return self.replay is not None
 
 
 class Recorder(TorchDispatchMode):
@@ -99,6 +108,7 @@ class Recorder(TorchDispatchMode):
         self._counts: Counter[str] = Counter()
         self._version_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self._writes: dict[int, list[tuple[int, str, int]]] = {}
+        self._memory = UnsetMemory()
         self._inputs: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
         self._in_hook = False
@@ -126,6 +136,9 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if isinstance(func, HigherOrderOperator):
             return self._control_flow(func, args, kwargs)
+        if _is_composite(func):  # where autograd is off altogether, as in a branch, torch leaves this to us
+            with self:
+                return func.decompose(*args, **kwargs)
         atomic = next((call for call in self._stack if call.atomic), None)
         operands = tensors_in((args, kwargs))
         if atomic is not None:
@@ -138,31 +151,34 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _control_flow(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run the branch that torch.cond takes, operator by operator; any other such operator as it is."""
-        if func.name() != "cond":
+        """Run what torch.cond, while_loop and scan run, operator by operator; any other such operator as it is."""
+        step_by_step = STEP_BY_STEP.get(func.name())
+        if step_by_step is None:
             return func(*args, **kwargs)
-        condition, if_true, if_false, operands = args
-        taken = if_true if bool(condition) else if_false
         with self:
-            return taken(*operands)
+            return step_by_step(*args, **kwargs)
 
     def _note_result(self, func: Any, call: tuple[Any, Any], reads: tuple[int, ...], result: Any) -> None:
         op = str(func).removesuffix(".default")
-        base = op.removeprefix("aten.")
         operands = tensors_in(call)
         constant = all(self._values[index].constant for index in reads)
-        mutated = _mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
+        mutated = mutated_operands(func, operands) if func._schema.is_mutable else []  # noqa: SLF001
         outputs = tensors_in(result)
         outputs += [tensor for tensor in mutated if all(tensor is not other for other in outputs)]
         if not outputs:
             return
-        storages = {_storage(tensor) for tensor in operands}
+        storages = {storage_of(tensor) for tensor in operands}
         site = len(self._sites)
-        unset = base.startswith(("empty", "new_empty"))  # memory that nobody has written to is no value
-        indices = tuple(self._new_value(tensor, site, constant=constant, unset=unset) for tensor in outputs)
-        self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call)))
+        for tensor in mutated:
+            self._memory.write(tensor, operands[1] if op == "aten.copy_" else None)
+        for tensor in outputs:
+            if storage_of(tensor) not in storages:
+                self._memory.made(op, tensor)
+        indices = tuple(self._new_value(tensor, site, constant=constant) for tensor in outputs)
+        replay = Replay(func, *_template(call, reads))
+        self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call), replay))
         for tensor, index in zip(outputs, indices, strict=True):
-            storage = _storage(tensor)
+            storage = storage_of(tensor)
             if any(tensor is other for other in mutated):
                 self._writes.setdefault(storage, []).append((index, op, self._owner()))
             elif storage not in storages:
@@ -174,10 +190,10 @@ class Recorder(TorchDispatchMode):
         if tensor not in self._version_of:
             name = self._parameters.get(id(tensor))
             index = self._new_value(tensor, None, parameter=name, constant=True)
-            self._version_of[tensor] = (index, len(self._writes.get(_storage(tensor), ())))
+            self._version_of[tensor] = (index, len(self._writes.get(storage_of(tensor), ())))
             return index
         index, version = self._version_of[tensor]
-        writes = self._writes.get(_storage(tensor), [])
+        writes = self._writes.get(storage_of(tensor), [])
         if version < len(writes):
             _, op, owner = writes[-1]
             site = len(self._sites)
@@ -194,12 +210,12 @@ class Recorder(TorchDispatchMode):
         *,
         parameter: str | None = None,
         constant: bool,
-        unset: bool = False,
     ) -> int:
         index = len(self._values)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        array = None if parameter or unset else self.keep(index, tensor)
-        self._values.append(Value(index, tuple(tensor.shape), dtype, array, site, parameter, constant))
+        array = None if parameter or self._memory.reaches(tensor) else self.keep(index, tensor)
+        shape = tuple(tensor.shape) + ((2,) if tensor.is_complex() else ())
+        self._values.append(Value(index, shape, dtype, array, site, parameter, constant))
         return index
 
     def _owner(self) -> int:
@@ -229,7 +245,7 @@ class Recorder(TorchDispatchMode):
     def register_inputs(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         """Name the values that come from outside, by the arguments of forward, before anything runs."""
         try:
-            given = inspect.signature(self.model.forward).bind(*args, **kwargs).arguments
+            given = signature_of(self.model).bind(*args, **kwargs).arguments
         except (TypeError, ValueError):  # forward says itself what it does not take
             given = {**{str(i): argument for i, argument in enumerate(args)}, **kwargs}
         for name, tensor in named_tensors(dict(given)).items():
@@ -259,10 +275,12 @@ class Recorder(TorchDispatchMode):
         layer = self._path(module)
         inside_atomic = any(call.atomic for call in self._stack)
         inputs = () if inside_atomic else tuple(self._read(t) for t in tensors_in((args, kwargs)))
-        atomic = isinstance(module, ATOMIC) and not inside_atomic
+        kind = type_of(module)
+        known = isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or (is_rebuilt(module) and kind in ATOMIC)
+        replay = Replay(module, *_template((args, kwargs), inputs)) if known and not inside_atomic else None
         # Calls are numbered as they begin, so that parents come before their children.
         index = self._counts.total()
-        self._stack.append(_OpenCall(index, layer, self._counts[layer], type(module).__name__, inputs, atomic))
+        self._stack.append(_OpenCall(index, layer, self._counts[layer], kind, inputs, replay))
         self._counts[layer] += 1
 
     def _end(self, output: Any) -> None:
@@ -282,9 +300,10 @@ class Recorder(TorchDispatchMode):
     def _close_atomic(self, call: _OpenCall, outputs: list[torch.Tensor]) -> None:
         site = len(self._sites)
         indices = tuple(self._new_value(tensor, site, constant=False) for tensor in outputs)
-        self._sites.append(Site(site, f"nn.{call.type}", call.index, tuple(call.reads), indices))
+        op = f"nn.{call.type}"
+        self._sites.append(Site(site, op, call.index, tuple(call.reads), indices, replay=call.replay))
         for tensor, index in zip(outputs, indices, strict=True):
-            self._version_of[tensor] = (index, len(self._writes.get(_storage(tensor), ())))
+            self._version_of[tensor] = (index, len(self._writes.get(storage_of(tensor), ())))
 
     def _path(self, module: nn.Module) -> str:
         """The path by which a module was reached: a shared instance has several, the running parent tells which."""
@@ -299,7 +318,7 @@ class Recorder(TorchDispatchMode):
             return
         with self._hook_body():
             self._outputs = {name: self._read(tensor) for name, tensor in named_tensors(output).items()}
-        kind, inputs = type(self.model).__name__, tuple(self._inputs.values())
+        kind, inputs = type_of(self.model), tuple(self._inputs.values())
         self._calls[0] = Call(0, "", 0, kind, None, inputs, tuple(self._outputs.values()))
 
     def reference(self) -> Reference:
@@ -321,12 +340,27 @@ class Recorder(TorchDispatchMode):
         return Reference(values, sites, calls, self._inputs, self._outputs, arrays, uncalled)
 
 
+def is_rebuilt(module: nn.Module) -> bool:
+    """Whether a module stands for another one: compiled by torch.jit, or given back by torch.export.unflatten."""
+    return isinstance(module, torch.jit.ScriptModule) or "original_name" in module.__dict__
+
+
+def type_of(module: nn.Module) -> str:
+    """The class of a module, or of the one that it stands for."""
+    return str(getattr(module, "original_name", "")) if is_rebuilt(module) else type(module).__name__
+
+
 def _why_uncalled(module: nn.Module, user: str | None) -> str:
     if isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)):
         return CONTAINER
     if user is not None:
         return f"its forward was not called; its parameters are used by {user or 'the root module'}"
     return "its forward was not called with these inputs"
+
+
+def _is_composite(func: Any) -> bool:
+    """Whether an operator is only a name for others; torch takes it apart before a dispatch mode sees it, as a rule."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))  # noqa: SLF001
 
 
 def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -336,14 +370,19 @@ def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict
     return {name: value for name, value in given.items() if not tensors_in(value) and value is not None}
 
 
-def _storage(tensor: torch.Tensor) -> int:
-    try:
-        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  the identity of the memory, not its address
-    except (NotImplementedError, RuntimeError):
-        return id(tensor)
+def leaves_memory_unset(func: Any) -> bool:
+    """Whether an operator gives memory that nobody has written to, which is no value."""
+    return str(func).removeprefix("aten.").startswith(("empty", "new_empty"))
 
 
-def _mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
+def _template(call: tuple[Any, Any], reads: Sequence[int]) -> tuple[Any, Any]:
+    """The arguments of a call with every tensor replaced by the value that it held."""
+    values = iter(reads)
+    args, kwargs = tree_map_only(torch.Tensor, lambda _: Operand(next(values)), call)
+    return args, kwargs
+
+
+def mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
     """The operands that an operator writes to, by its schema (``self`` comes first in every in-place operator)."""
     written = sum(1 for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write)  # noqa: SLF001
     first_is_self = bool(func._schema.arguments) and func._schema.arguments[0].alias_info is not None  # noqa: SLF001

@@ -1,10 +1,11 @@
-"""The command line: ``layerdiff trace | report | doctor``. Exit 0: agrees, 1: diverges, 2: could not tell."""
+"""The command line: ``layerdiff trace | diff | report | doctor``. Exit 0: agrees, 1: diverges, 2: could not tell."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 import traceback
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,6 +17,8 @@ from rich.table import Table
 from layerdiff.errors import InputError, LayerdiffError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from layerdiff.report import Report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -38,6 +41,9 @@ def trace(
     rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
     atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
     granularity: Annotated[Granularity, typer.Option(help="one row per module, or per operator")] = Granularity.MODULE,
+    valid: Annotated[Path | None, typer.Option(help="masks of what counts: .npz, by output or input name")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="which tensor is which layer: a file of --write-pairs")] = None,
+    write_pairs: Annotated[Path | None, typer.Option(help="write layers and tensors as YAML, for editing")] = None,
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
@@ -48,7 +54,7 @@ def trace(
     import layerdiff
     from layerdiff.report.archive import need_folder
 
-    for target in filter(None, (html, plot, csv, save)):
+    for target in filter(None, (html, plot, csv, save, write_pairs)):
         need_folder(target)
     reference, example = _built(model)
     given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
@@ -61,10 +67,64 @@ def trace(
         given,
         tolerance=fixed or "auto",
         granularity="op" if granularity is Granularity.OP else "module",
+        valid=None if valid is None else _masks(valid),
+        pairs=pairs,
         progress=not quiet,
     )
     _show(report)
-    _write(report, html=html, plot=plot, csv=csv, save=save)
+    _write(report, html=html, plot=plot, csv=csv, save=save, pairs=write_pairs)
+    raise typer.Exit(AGREES if report.agrees else DIVERGES)
+
+
+@app.command()
+def diff(
+    before: Annotated[str, typer.Argument(help="what is right: an .onnx or .pt2 file, or package.module:name")],
+    after: Annotated[str, typer.Argument(help="what is judged: an .onnx or .pt2 file, or package.module:name")],
+    inputs: Annotated[
+        list[Path] | None, typer.Option("--inputs", "-i", help=".npy or .npz; repeat for samples")
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="draw inputs at random, as happens without --inputs")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="the seed of random inputs")] = 0,
+    size: Annotated[list[str] | None, typer.Option(help="NAME=N: the size of an open dimension; repeat")] = None,
+    rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
+    atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
+    granularity: Annotated[Granularity, typer.Option(help="one row per layer, or per operator")] = Granularity.MODULE,
+    html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the report as JSON, to be read back later")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")] = False,
+) -> None:
+    """Find the first layer that a simplifier, an optimizer or an edit changed between two models."""
+    import layerdiff
+    from layerdiff.report.archive import need_folder
+
+    for target in filter(None, (html, plot, csv, save)):
+        need_folder(target)
+    if inputs and (random or size):
+        raise InputError("--inputs gives the inputs: leave out --random and --size")
+    (expected, example), (actual, _) = _side(before), _side(after)
+    given, note = _given(list(inputs or ()), example, (expected, actual), _sizes(size or ()), seed, random=random)
+    fixed = layerdiff.Tolerance(rtol or 0.0, atol or 0.0) if rtol is not None or atol is not None else None
+    try:
+        report = layerdiff.trace(
+            expected,
+            actual,
+            given,
+            tolerance=fixed or "auto",
+            granularity="op" if granularity is Granularity.OP else "module",
+            progress=not quiet,
+        )
+    except LayerdiffError as error:
+        if note is None:
+            raise
+        raise InputError(f"{error} ({note}; give real inputs with --inputs, or other sizes with --size)") from error
+    if note is not None:
+        report = replace(report, warnings=(note, *report.warnings))
+    _show(report)
+    _write(report, html=html, plot=plot, csv=csv, save=save, pairs=None)
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
 
 
@@ -74,13 +134,14 @@ def report(
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
+    write_pairs: Annotated[Path | None, typer.Option(help="write layers and tensors as YAML, for editing")] = None,
 ) -> None:
     """Show a saved report again, without running anything."""
     from layerdiff.report import load
 
     found = load(saved)
     _show(found)
-    _write(found, html=html, plot=plot, csv=csv, save=None)
+    _write(found, html=html, plot=plot, csv=csv, save=None, pairs=write_pairs)
     raise typer.Exit(AGREES if found.agrees else DIVERGES)
 
 
@@ -126,13 +187,70 @@ def _built(spec: str) -> tuple[Any, Any]:
     return built, None
 
 
+def _masks(path: Path) -> dict[str, Any]:
+    """The masks in an .npz file, by name."""
+    import numpy as np
+
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; give an .npz file with a mask for each name")
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            return {name: content[name] for name in content.files}
+    except (ValueError, OSError, EOFError, TypeError) as error:  # TypeError: a bare array
+        raise InputError(f"{path}: not an .npz file of plain arrays ({error})") from error
+
+
+def _side(spec: str) -> tuple[Any, Any]:
+    """One side of a diff, and example inputs where its builder returns some."""
+    path = Path(spec)
+    if path.suffix == ".pt2":
+        import torch
+
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; give the path of a file that torch.export.save wrote")
+        return torch.export.load(path), None
+    if path.suffix == ".onnx" or path.exists() or ":" not in spec:
+        return path, None
+    return _built(spec)
+
+
+def _sizes(options: Sequence[str]) -> dict[str, int]:
+    found = {}
+    for option in options:
+        name, _, size = option.rpartition("=")
+        if not name or not size.isdigit() or int(size) < 1:
+            raise InputError(f"--size {option}: wanted NAME=N, for instance batch=4")
+        found[name] = int(size)
+    return found
+
+
+def _given(
+    files: list[Path], example: Any, sides: tuple[Any, Any], sizes: dict[str, int], seed: int, *, random: bool
+) -> tuple[Any, str | None]:
+    """What both sides are fed, and a sentence about it where it was drawn."""
+    if files:
+        return (files if len(files) > 1 else files[0]), None
+    if example is not None and not random and not sizes:
+        return example, None
+    source = next((side for side in sides if isinstance(side, Path)), None)
+    if source is None:
+        raise InputError("inputs can be drawn only for an .onnx file, which declares them; pass --inputs x.npz")
+    from layerdiff.draws import draw
+
+    drawn = draw(source, sizes, seed)
+    files_only = all(isinstance(side, Path) for side in sides)  # a module has names of its own
+    return drawn.inputs if files_only else tuple(drawn.inputs.values()), drawn.note
+
+
 def _show(report: Report) -> None:
     from layerdiff.report.text import print_report
 
     print_report(report, Console())
 
 
-def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | None, save: Path | None) -> None:
+def _write(
+    report: Report, *, html: Path | None, plot: Path | None, csv: Path | None, save: Path | None, pairs: Path | None
+) -> None:
     if html is not None:
         report.to_html(html)
     if plot is not None:
@@ -141,7 +259,9 @@ def _write(report: Report, *, html: Path | None, plot: Path | None, csv: Path | 
         report.to_frame().to_csv(csv, index=False)
     if save is not None:
         report.save(save)
-    for path in filter(None, (html, plot, csv, save)):
+    if pairs is not None:
+        report.write_pairs(pairs)
+    for path in filter(None, (html, plot, csv, save, pairs)):
         Console().print(f"wrote {path}", markup=False, soft_wrap=True)
 
 

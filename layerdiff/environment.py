@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import platform
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 if TYPE_CHECKING:
-    import onnx
-
-    from layerdiff.backends import Backend
+    from layerdiff.sides import CandidateSide, ReferenceSide
 
 PACKAGES = ("layerdiff", "torch", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "pandas", "matplotlib")
 
@@ -24,8 +21,9 @@ OPTIONAL = {
 }
 
 
-def environment(backend: Backend, source: str | Path | onnx.ModelProto) -> dict[str, str]:
+def environment(reference: ReferenceSide, candidate: CandidateSide) -> dict[str, str]:
     """Versions, runtime, optimisation level, seed and device of a trace."""
+    backend = candidate.backend
     return {
         **package_versions(),
         **backend.describe(),
@@ -35,7 +33,10 @@ def environment(backend: Backend, source: str | Path | onnx.ModelProto) -> dict[
         "optimisation": "outputs: all, as shipped; layers: none",
         "torch_seed": str(torch.initial_seed()),
         "torch_threads": str(torch.get_num_threads()),
-        "candidate": Path(source).name if isinstance(source, (str, Path)) else "ModelProto",
+        "reference": reference.label,
+        "reference_kind": reference.kind,
+        "candidate": candidate.label,
+        "candidate_kind": candidate.kind,
     }
 
 

@@ -4,9 +4,12 @@ LayerdiffError
 ├── InputError          what the user handed in cannot be used: files, samples, arguments
 │   ├── ModelFileError  the candidate file is missing, truncated, not ONNX, or refers to data that is not there
 │   └── SampleError     a sample does not fit the model: number, name, shape or dtype
+│       └── FixedShapeError  the file was exported for inputs of another size
 ├── ReferenceFailedError the reference model raised while it ran
 ├── BackendError        the runtime refused the graph or failed while it ran it
-└── AlignmentError      reference and candidate cannot be paired at all
+├── AlignmentError      reference and candidate cannot be paired at all
+└── RepairError         the file cannot be corrected as asked
+    └── PatchError      a change does not fit the graph that it is applied to
 """
 
 from __future__ import annotations
@@ -28,6 +31,10 @@ class SampleError(InputError):
     """A sample does not fit the model."""
 
 
+class FixedShapeError(SampleError):
+    """The file was exported with fixed sizes, and the sample has others."""
+
+
 class ReferenceFailedError(LayerdiffError):
     """The reference model raised while it ran; its own exception is the cause of this one."""
 
@@ -38,3 +45,11 @@ class BackendError(LayerdiffError):
 
 class AlignmentError(LayerdiffError):
     """Reference and candidate have nothing that can be paired."""
+
+
+class RepairError(LayerdiffError):
+    """The file cannot be corrected as asked."""
+
+
+class PatchError(RepairError):
+    """A change does not fit the graph that it is applied to."""

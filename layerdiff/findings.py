@@ -10,7 +10,7 @@ import numpy as np
 from layerdiff.attribute import blame
 from layerdiff.heal import heal_alone
 from layerdiff.measure import measure
-from layerdiff.model import Diffuse, Divergence, Kind, RoundedLayer
+from layerdiff.model import Diagnosis, Diffuse, Divergence, Kind, RoundedLayer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -76,6 +76,25 @@ def diffuse(alignment: Alignment, rounded: Sequence[Rounded], outputs: OutputPai
         layers.append(RoundedLayer(call.layer, call.call, call.type, found.format, found.rel_l2, healed))
     formats = Counter(layer.format for layer in layers)
     return Diffuse(formats.most_common(1)[0][0], tuple(layers))
+
+
+def layout_diagnoses(alignment: Alignment, layer: str) -> tuple[Diagnosis, ...]:
+    """One cause for each output that is right but for the order of its axes."""
+    expected = {name: value for value, name in alignment.outputs.items()}
+    found = []
+    for name, axes in alignment.turned().items():
+        actual, wanted = alignment.candidate.tapped[name].shape, alignment.reference.values[expected[name]].shape
+        found.append(
+            Diagnosis(
+                cause="layout",
+                layer=layer,
+                summary=f"The output {name} is the model's with its axes permuted: after {axes} it agrees.",
+                evidence={"output": name, "axes": list(axes), "expected": list(wanted), "actual": list(actual)},
+                remedy=f"output = output.transpose{axes}, or leave out the Transpose that makes {name}",
+                verified=True,
+            )
+        )
+    return tuple(found)
 
 
 def _kind(origin: Origin) -> Kind:

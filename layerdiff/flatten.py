@@ -1,4 +1,4 @@
-"""Lay control flow flat for one sample: the branch that an If takes, the iterations that a Loop makes.
+"""Lay control flow flat for one sample: the branch that an If takes, the iterations that a Loop or a Scan makes.
 
 What a branch or a body computes cannot be made an output of the main graph. For one sample it need not be: the
 condition and the number of iterations are known from a run, and the nodes inside can stand in the main graph, once for
@@ -7,11 +7,14 @@ each iteration. The file itself still runs as it is; the flat graph is what is e
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
+
+from layerdiff.paste import pasted, stacked, stored
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,44 +22,69 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Run = Callable[[onnx.ModelProto, list[str]], Mapping[str, Array | None]]
 
-MAX_DEPTH = 8
-MAX_ITERATIONS = 64
+MAX_DEPTH = 16
+# Nodes that one Loop or Scan may become: every tensor of every iteration is kept.
+MAX_NODES = 10_000
+CONTROL_FLOW = ("If", "Loop", "Scan")
 _TRIPS = "__trips"
 
 
 def flattened(model: onnx.ModelProto, run: Run) -> onnx.ModelProto:
     """The model with its control flow laid flat; `run` gives named tensors of a model for the sample.
 
-    A Loop that makes no iteration, or more than 64, stays as it is, as does a Scan.
+    What `left_whole` names stays as it is.
     """
-    for _ in range(MAX_DEPTH):
-        if not any(node.op_type in ("If", "Loop") for node in model.graph.node):
+    for depth in range(MAX_DEPTH):
+        if not any(node.op_type in CONTROL_FLOW for node in model.graph.node):
             break
-        counting = _with_trip_counts(model)
-        wanted = [node.input[0] for node in counting.graph.node if node.op_type == "If"]
-        wanted += [node.output[-1] for node in counting.graph.node if node.op_type == "Loop"]
-        flat = _one_level(model, run(counting, list(dict.fromkeys(wanted))))
+        counting, wanted = _with_trip_counts(model)
+        flat = _one_level(model, run(counting, wanted), depth)
         if flat is None:
             break
         model = flat
     return model
 
 
-def _with_trip_counts(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy in which every Loop also gives its iteration numbers, as one more scan output."""
+def left_whole(model: onnx.ModelProto) -> tuple[str, ...]:
+    """A sentence for each control flow node that a flattened model still has."""
+    return tuple(
+        f"{node.op_type} {node.name or node.output[0]} was examined as one node: it makes no iteration for this "
+        f"sample, or would become more than {MAX_NODES} nodes; the layers inside were not compared one by one"
+        for node in model.graph.node
+        if node.op_type in CONTROL_FLOW
+    )
+
+
+def _with_trip_counts(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[str]]:
+    """A copy with what there is to know about its control flow as tensors, and their names.
+
+    A Loop also gives its iteration numbers, as one more scan output; of a Scan it is the shape of what it goes through.
+    """
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    for index, node in enumerate(result.graph.node):
-        if node.op_type == "Loop":
-            body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
-            name = f"{_TRIPS}_{index}"
+    wanted: list[str] = []
+    for index, node in enumerate(model.graph.node):
+        name = f"{_TRIPS}_{index}"
+        if node.op_type == "If":
+            wanted.append(_tells(node, index))
+        elif node.op_type == "Loop":
+            body = _subgraph(result.graph.node[index], "body")
             body.node.append(helper.make_node("Identity", [body.input[0].name], [name]))
             body.output.append(helper.make_tensor_value_info(name, onnx.TensorProto.INT64, None))
-            node.output.append(f"{name}_all")
-    return result
+            wanted.append(_tells(node, index))
+            result.graph.node[index].output.append(wanted[-1])
+        elif node.op_type == "Scan" and (scan := _scan_of(node)).swept:
+            wanted.append(_tells(node, index))
+            result.graph.node.append(helper.make_node("Shape", [scan.swept[0]], wanted[-1:]))
+    return result, list(dict.fromkeys(wanted))
 
 
-def _one_level(model: onnx.ModelProto, known: Mapping[str, Array | None]) -> onnx.ModelProto | None:
+def _tells(node: onnx.NodeProto, index: int) -> str:
+    """The tensor that tells which branch is taken, or how often the body runs."""
+    return str(node.input[0]) if node.op_type == "If" else f"{_TRIPS}_{index}_all"
+
+
+def _one_level(model: onnx.ModelProto, known: Mapping[str, Array | None], depth: int) -> onnx.ModelProto | None:
     """The model with the outermost control flow laid flat; None when nothing could be."""
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -65,98 +93,130 @@ def _one_level(model: onnx.ModelProto, known: Mapping[str, Array | None]) -> onn
     changed = False
     for index, node in enumerate(model.graph.node):
         parts: list[onnx.NodeProto] | None = None
-        if node.op_type == "If":
-            condition = known.get(node.input[0])
-            parts = None if condition is None else _taken_branch(result.graph, node, index, bool(np.all(condition)))
-        elif node.op_type == "Loop":
-            trips = known.get(f"{_TRIPS}_{index}_all")
-            if trips is not None and 0 < len(trips) <= MAX_ITERATIONS:
-                parts = _iterations(result.graph, node, index, len(trips), opset)
+        if node.op_type in CONTROL_FLOW:
+            flow = _Flow(result.graph, node, f"__{depth}_{index}", opset)
+            parts = flow.laid_flat(known.get(_tells(node, index)))
         changed = changed or parts is not None
         result.graph.node.extend([node] if parts is None else parts)
     return result if changed else None
 
 
-def _taken_branch(graph: onnx.GraphProto, node: onnx.NodeProto, index: int, taken: bool) -> list[onnx.NodeProto]:  # noqa: FBT001
-    name = "then_branch" if taken else "else_branch"
-    branch = next(attribute.g for attribute in node.attribute if attribute.name == name)
-    return _pasted(graph, branch, f"__{index}_{name}", {}, list(node.output))
+@dataclass(frozen=True, slots=True)
+class _Scan:
+    """The operands of a Scan: states handed on, tensors gone through, and along which axes in which direction."""
+
+    states: list[str]
+    swept: list[str]
+    axes: list[int]
+    backward: list[bool]
+    output_axes: list[int]
+    output_backward: list[bool]
 
 
-def _iterations(
-    graph: onnx.GraphProto, node: onnx.NodeProto, index: int, trips: int, opset: int
-) -> list[onnx.NodeProto]:
-    """The body once for each iteration, its carried values handed on, its scan outputs gathered at the end."""
-    body = next(attribute.g for attribute in node.attribute if attribute.name == "body")
-    carried = list(node.input[2:])
-    gathered: list[list[str]] = [[] for _ in node.output[len(carried) :]]
-    parts: list[onnx.NodeProto] = []
-    for trip in range(trips):
-        mark = f"__{index}_iteration_{trip}"
-        number, going = f"{mark}_number", f"{mark}_condition"
-        graph.initializer.append(numpy_helper.from_array(np.array(trip, np.int64), number))
-        graph.initializer.append(numpy_helper.from_array(np.array(True), going))  # noqa: FBT003
-        given = dict(zip((i.name for i in body.input), (number, going, *carried), strict=True))
-        last = trip == trips - 1
-        names = [f"{mark}_stop"]
-        names += [o if last and o else f"{mark}_carried_{i}" for i, o in enumerate(node.output[: len(carried)])]
-        scanned = [f"{mark}_scanned_{i}" for i in range(len(gathered))]
-        parts += _pasted(graph, body, mark, given, [*names, *scanned])
-        carried = names[1:]
-        for collection, name in zip(gathered, scanned, strict=True):
-            collection.append(name)
-    for output, names in zip(node.output[len(carried) :], gathered, strict=True):
-        if output:
-            parts += _stacked(graph, names, output, opset)
-    return parts
+def _scan_of(node: onnx.NodeProto) -> _Scan:
+    given = {a.name: helper.get_attribute_value(a) for a in node.attribute if a.name != "body"}
+    count = given["num_scan_inputs"]
+    states = len(node.input) - count
+    outputs = len(node.output) - states
+    return _Scan(
+        list(node.input[:states]),
+        list(node.input[states:]),
+        list(given.get("scan_input_axes", [0] * count)),
+        [bool(d) for d in given.get("scan_input_directions", [0] * count)],
+        list(given.get("scan_output_axes", [0] * outputs)),
+        [bool(d) for d in given.get("scan_output_directions", [0] * outputs)],
+    )
 
 
-def _stacked(graph: onnx.GraphProto, names: list[str], output: str, opset: int) -> list[onnx.NodeProto]:
-    """The values of all iterations along a new first axis."""
-    parts = []
-    axes = f"{output}__axes"
-    if opset >= 13:  # the axes of Unsqueeze are an input since opset 13
-        graph.initializer.append(numpy_helper.from_array(np.array([0], np.int64), axes))
-    for name in names:
-        if opset >= 13:
-            parts.append(helper.make_node("Unsqueeze", [name, axes], [f"{name}__row"]))
-        else:
-            parts.append(helper.make_node("Unsqueeze", [name], [f"{name}__row"], axes=[0]))
-    parts.append(helper.make_node("Concat", [f"{name}__row" for name in names], [output], axis=0))
-    return parts
+@dataclass(frozen=True, slots=True)
+class _Flow:
+    """One control flow node and the graph that its nodes go into."""
+
+    graph: onnx.GraphProto
+    node: onnx.NodeProto
+    mark: str
+    opset: int
+
+    def laid_flat(self, known: Array | None) -> list[onnx.NodeProto] | None:
+        """The nodes that stand for this one, given its condition or count; None where it must stay."""
+        if known is None:
+            return None
+        if self.node.op_type == "If":
+            return self._taken_branch("then_branch" if bool(np.all(known)) else "else_branch")
+        if self.node.op_type == "Loop":
+            return self._iterations(len(known))
+        scan = _scan_of(self.node)
+        return self._sweep(scan, int(known[scan.axes[0]]))
+
+    def _taken_branch(self, name: str) -> list[onnx.NodeProto]:
+        mark = f"{self.mark}_{name}"
+        return pasted(self.graph, _subgraph(self.node, name), (mark, mark), {}, list(self.node.output))
+
+    def _iterations(self, trips: int) -> list[onnx.NodeProto] | None:
+        carried = list(self.node.input[2:])
+        count = len(carried)
+        if trips == 0:  # what goes in comes out; only an empty scan output has no counterpart of its own
+            if any(self.node.output[count:]):
+                return None
+            passed = zip(carried, self.node.output, strict=False)
+            return [helper.make_node("Identity", [name], [output]) for name, output in passed if output]
+        going = stored(self.graph, f"{self.mark}_condition", np.array(True))  # noqa: FBT003
+
+        def given(trip: int) -> tuple[list[onnx.NodeProto], list[str]]:
+            number = stored(self.graph, f"{self.mark}_iteration_{trip}_number", np.array(trip, np.int64))
+            return [], [number, going]
+
+        return self._repeated(trips, carried, given, [0] * (len(self.node.output) - count))
+
+    def _sweep(self, scan: _Scan, trips: int) -> list[onnx.NodeProto] | None:
+        def given(trip: int) -> tuple[list[onnx.NodeProto], list[str]]:
+            nodes, names = [], []
+            for slot, (name, axis, backward) in enumerate(zip(scan.swept, scan.axes, scan.backward, strict=True)):
+                at = trips - 1 - trip if backward else trip
+                place = stored(self.graph, f"{self.mark}_iteration_{trip}_place_{slot}", np.array(at, np.int64))
+                names.append(f"{self.mark}_iteration_{trip}_element_{slot}")
+                nodes.append(helper.make_node("Gather", [name, place], [names[-1]], axis=axis))
+            return nodes, names
+
+        return self._repeated(trips, scan.states, given, scan.output_axes, scan.output_backward)
+
+    def _repeated(
+        self,
+        trips: int,
+        carried: list[str],
+        given: Callable[[int], tuple[list[onnx.NodeProto], list[str]]],
+        axes: list[int],
+        backward: list[bool] | None = None,
+    ) -> list[onnx.NodeProto] | None:
+        """The body once for each iteration, carried values handed on, scan outputs gathered at the end.
+
+        `given` makes what an iteration gets besides the carried values; a Loop gets it before them, a Scan after.
+        """
+        body = _subgraph(self.node, "body")
+        if trips == 0 or trips * len(body.node) > MAX_NODES:
+            return None
+        count, is_loop = len(carried), self.node.op_type == "Loop"
+        gathered: list[list[str]] = [[] for _ in axes]
+        parts: list[onnx.NodeProto] = []
+        for trip in range(trips):
+            mark = f"{self.mark}_iteration_{trip}"
+            before, fresh = given(trip)
+            operands = [*fresh, *carried] if is_loop else [*carried, *fresh]
+            names = dict(zip((port.name for port in body.input), operands, strict=True))
+            final = list(self.node.output[:count]) if trip == trips - 1 else [""] * count
+            carried = [name or f"{mark}_carried_{i}" for i, name in enumerate(final)]
+            rows = [f"{mark}_scanned_{i}" for i in range(len(axes))]
+            outputs = [*([f"{mark}_stop"] if is_loop else []), *carried, *rows]
+            parts += before + pasted(self.graph, body, (mark, self.mark), names, outputs)
+            for collection, row in zip(gathered, rows, strict=True):
+                collection.append(row)
+        for i, output in enumerate(self.node.output[count:]):
+            if output:
+                rows = gathered[i][::-1] if backward and backward[i] else gathered[i]
+                parts += stacked(self.graph, rows, output, axes[i], self.opset)
+        return parts
 
 
-def _pasted(
-    graph: onnx.GraphProto, body: onnx.GraphProto, mark: str, given: Mapping[str, str], outputs: list[str]
-) -> list[onnx.NodeProto]:
-    """The nodes of a body with names of their own; its inputs are `given`, its outputs come out under `outputs`."""
-    own = {name for node in body.node for name in node.output if name}
-    own |= {tensor.name for tensor in body.initializer}
-    names = {name: f"{name}{mark}" for name in own} | dict(given)
-    for tensor in body.initializer:
-        copy = graph.initializer.add()
-        copy.CopyFrom(tensor)
-        copy.name = names[tensor.name]
-    parts = [_renamed(node, names) for node in body.node]
-    for inner, outer in zip((output.name for output in body.output), outputs, strict=True):
-        if outer:
-            parts.append(helper.make_node("Identity", [names.get(inner, inner)], [outer]))
-    return parts
-
-
-def _renamed(node: onnx.NodeProto, names: Mapping[str, str]) -> onnx.NodeProto:
-    """A copy of a node under other value names, also in what its own subgraphs read from outside."""
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    copy.input[:] = [names.get(name, name) for name in node.input]
-    copy.output[:] = [names.get(name, name) for name in node.output]
-    for attribute in copy.attribute:
-        for subgraph in (*([attribute.g] if attribute.HasField("g") else []), *attribute.graphs):
-            inner = {name for n in subgraph.node for name in n.output} | {i.name for i in subgraph.input}
-            outside = {old: new for old, new in names.items() if old not in inner}
-            renamed = [_renamed(n, outside) for n in subgraph.node]
-            del subgraph.node[:]
-            subgraph.node.extend(renamed)
-            for output in subgraph.output:
-                output.name = outside.get(output.name, output.name)
-    return copy
+def _subgraph(node: onnx.NodeProto, name: str) -> onnx.GraphProto:
+    found: onnx.GraphProto = next(attribute.g for attribute in node.attribute if attribute.name == name)
+    return found

@@ -1,4 +1,4 @@
-"""Read and rewrite ONNX graphs. The only file that knows onnx and onnx-graphsurgeon.
+"""Read and rewrite ONNX graphs.
 
 The candidate is never modified: rewriting copies nodes into a new graph and leaves weights where they are.
 """
@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +15,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx.inliner
+import onnx.numpy_helper
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
-from onnx_graphsurgeon.logger import G_LOGGER
+from onnx.reference import ReferenceEvaluator
 
+from layerdiff.copying import DROPPED_ATTRIBUTES, Copier, Injection, captured_by, quiet
 from layerdiff.errors import InputError, ModelFileError
+from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-# Operators that move no number: what comes out is what went in, perhaps in another shape.
-RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+__all__ = ["RANDOM", "Graph", "Injection", "Node", "Port", "load"]
+
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
@@ -43,8 +45,6 @@ _SEQUENCES = frozenset(
         "Optional",
     }
 )
-# bfloat16, and the eight- and four-bit floats: runtimes compute with them, numpy cannot hold them.
-_RARE = frozenset({onnx.TensorProto.BFLOAT16, 17, 18, 19, 20, 21, 22, 23})
 _SCOPES = "pkg.torch.onnx.name_scopes"
 
 
@@ -68,28 +68,13 @@ class Node:
     outputs: tuple[str, ...]
     captured: tuple[str, ...]
     scope: str
+    domain: str = ""
+    attributes: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def reads(self) -> tuple[str, ...]:
         """Every tensor that the node depends on."""
         return tuple(name for name in (*self.inputs, *self.captured) if name)
-
-
-@dataclass(frozen=True, slots=True)
-class Injection:
-    """A tensor whose consumers (all, or only the given ``(node, slot)`` edges) read another value instead."""
-
-    tensor: str
-    value: np.ndarray[Any, Any]
-    edges: frozenset[tuple[int, int]] | None = None
-
-    @property
-    def feed(self) -> str:
-        """The name of the graph input that carries the value."""
-        if self.edges is None:
-            return f"{self.tensor}__expected"
-        node, slot = min(self.edges)
-        return f"{self.tensor}__expected_at_{node}_{slot}"
 
 
 def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
@@ -140,7 +125,7 @@ class Graph:
         if take_apart:
             model = unfused(model)
         self.model = model
-        with _quiet():
+        with quiet():
             self._gs: gs.Graph = gs.import_onnx(model)
         proto_nodes = [n for n in model.graph.node]  # noqa: C416  a list that can be indexed beside gs nodes
         self.nodes = tuple(
@@ -196,20 +181,45 @@ class Graph:
 
     @cached_property
     def _unfetchable(self) -> frozenset[str]:
-        """Sequences, and tensors of types that numpy lacks."""
+        """Sequences, and tensors of a type that cannot even be cast."""
         found = {o for node in self.nodes if node.op in _SEQUENCES for o in node.outputs}
         found |= {v.name for v in self.model.graph.output if v.type.WhichOneof("value") not in ("tensor_type", None)}
         for node in self.nodes:  # nodes are in topological order
             if node.op in ("Identity", "If", "Loop", "Optional") and found.intersection(node.reads):
                 found.update(node.outputs)
-        if not _has_rare_types(self.model):
-            return frozenset(found)
+        return frozenset(found | {name for name, kind in self._narrow.items() if NARROW[kind] is None})
+
+    @cached_property
+    def _narrow(self) -> dict[str, int]:
+        """The type of every tensor inside that numpy cannot hold."""
+        if not has_narrow_types(self.model):
+            return {}
         try:
             inferred = onnx.shape_inference.infer_shapes(self.model, data_prop=False)
         except (onnx.shape_inference.InferenceError, ValueError):
-            return frozenset(found)
-        rare = {v.name for v in inferred.graph.value_info if v.type.tensor_type.elem_type in _RARE}
-        return frozenset(found | rare)
+            return {}
+        inside = (*inferred.graph.value_info, *inferred.graph.output)
+        kinds = {v.name: v.type.tensor_type.elem_type for v in inside}
+        return {name: kind for name, kind in kinds.items() if kind in NARROW}
+
+    def format_of(self, tensor: str) -> str:
+        """The number format of a tensor or initializer that numpy cannot hold, "" for any other."""
+        kind = self._stored[tensor].data_type if tensor in self._stored else self._narrow.get(tensor, 0)
+        return FORMATS.get(kind, "")
+
+    @cached_property
+    def _stored(self) -> dict[str, onnx.TensorProto]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    def transposed_by(self, node: Node) -> tuple[int, ...] | None:
+        """The permutation of a Transpose; None where it is the default, all axes reversed."""
+        axes = self._gs.nodes[node.index].attrs.get("perm")
+        return None if axes is None else tuple(axes)
+
+    def opset(self, domain: str = "") -> int:
+        """The version of an operator set that the model uses."""
+        versions = {entry.domain: int(entry.version) for entry in self.model.opset_import}
+        return versions.get(domain, versions.get("ai.onnx", 1) if not domain else 1)
 
     def is_live(self, tensor: str) -> bool:
         """Whether some graph output depends on the tensor."""
@@ -217,8 +227,11 @@ class Graph:
 
     def initializer(self, name: str) -> np.ndarray[Any, Any] | None:
         """The numbers of an initializer."""
-        tensor = self._gs.tensors().get(name)
-        return np.asarray(tensor.values) if isinstance(tensor, gs.Constant) else None
+        stored = self._stored.get(name)
+        if stored is None:
+            return None
+        array = np.asarray(onnx.numpy_helper.to_array(stored))
+        return array.astype(np.float32) if NARROW.get(stored.data_type) == onnx.TensorProto.FLOAT else array
 
     def region(self, target: str, stop: Iterable[str]) -> tuple[set[int], set[str]]:
         """The nodes that lead to a tensor from the tensors in `stop`, and which of those it starts from."""
@@ -252,101 +265,29 @@ class Graph:
 
         With `nodes`, only these are kept and `sources` (tensor name to an array of its type) become the inputs.
         """
-        copier = _Copier(self._gs, injections)
+        kinds = {name: kind for name, kind in self._narrow.items() if NARROW[kind] is not None}
+        copier = Copier(self._gs, injections, kinds)
         kept = sorted(nodes) if nodes is not None else range(len(self.nodes))
         inputs = [copier.variable(name, array) for name, array in (sources or {}).items()]
         if sources is None:
             inputs = [copier.tensor(tensor) for tensor in self._gs.inputs]
         new_nodes = [copier.node(index) for index in kept]
+        ends = [copier.output(name) for name in outputs]
         graph = gs.Graph(
-            nodes=new_nodes,
+            nodes=[*copier.narrowing, *new_nodes, *copier.widening],
             inputs=[*inputs, *copier.feeds],
-            outputs=[copier.by_name(name) for name in outputs],
+            outputs=ends,
             name=self._gs.name,
             opset=self._gs.opset,
             import_domains=self._gs.import_domains,
         )
-        with _quiet():
+        with quiet():
             rewritten: onnx.ModelProto = gs.export_onnx(
                 graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
             )
+        for node, index in zip(list(rewritten.graph.node)[len(copier.narrowing) :], kept, strict=False):
+            node.attribute.extend(a for a in self.model.graph.node[index].attribute if a.type in DROPPED_ATTRIBUTES)
         return rewritten
-
-
-class _Copier:
-    """Copies nodes into a new graph, tensor by tensor, replacing what is injected on the way."""
-
-    def __init__(self, graph: gs.Graph, injections: Sequence[Injection]) -> None:
-        self._graph = graph
-        self._inputs = {tensor.name for tensor in graph.inputs}
-        self._names: dict[str, gs.Tensor] = {}
-        self._whole: dict[str, gs.Variable] = {}
-        self._edges: dict[tuple[int, int], gs.Variable] = {}
-        self.feeds: list[gs.Variable] = []
-        for injection in injections:
-            feed = gs.Variable(injection.feed, dtype=injection.value.dtype, shape=injection.value.shape)
-            self.feeds.append(feed)
-            if injection.edges is None:
-                self._whole[injection.tensor] = feed
-            else:
-                self._edges |= dict.fromkeys(injection.edges, feed)
-
-    def variable(self, name: str, array: np.ndarray[Any, Any]) -> gs.Variable:
-        """A graph input of the type of an array."""
-        self._names[name] = gs.Variable(name, dtype=array.dtype, shape=array.shape)
-        return self._names[name]
-
-    def by_name(self, name: str) -> gs.Tensor:
-        """The copy of a tensor."""
-        if name not in self._names:
-            self._names[name] = gs.Variable(name)
-        return self._names[name]
-
-    def tensor(self, original: gs.Tensor) -> gs.Tensor:
-        """The copy of a tensor; constants share their values with the original."""
-        if not original.name:
-            return gs.Variable.empty()
-        if original.name not in self._names:
-            # Types and shapes inside are left to the runtime: what is fed may have another shape.
-            inside = isinstance(original, gs.Variable) and original.name not in self._inputs
-            self._names[original.name] = gs.Variable(original.name) if inside else original.copy()
-        return self._names[original.name]
-
-    def node(self, index: int) -> gs.Node:
-        """The copy of a node, reading injected tensors where it should."""
-        original = self._graph.nodes[index]
-        inputs = [
-            self._edges.get((index, slot)) or self._whole.get(tensor.name) or self.tensor(tensor)
-            for slot, tensor in enumerate(original.inputs)
-        ]
-        captured = {name: self.tensor(t) for name, t in _captured(original).items()} | self._whole
-        copy = original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
-        copy.name = ""  # runtimes refuse two nodes of one name, and need none
-        return copy
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Graphsurgeon prints its warnings to stdout, where a library has no business."""
-    before = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
-    try:
-        yield
-    finally:
-        G_LOGGER.severity = before
-
-
-def _captured(node: gs.Node) -> dict[str, gs.Tensor]:
-    """The tensors of outer graphs that a node's subgraphs read, by name."""
-    found: dict[str, gs.Tensor] = {}
-    for subgraph in node.attrs.values():
-        if not isinstance(subgraph, gs.Graph):
-            continue
-        own = {t.name for inner in subgraph.nodes for t in inner.outputs} | {t.name for t in subgraph.inputs}
-        reads = [t for inner in subgraph.nodes for t in inner.inputs] + list(subgraph.outputs)
-        reads += [t for inner in subgraph.nodes for t in _captured(inner).values()]
-        found |= {t.name: t for t in reads if t.name and t.name not in own and not isinstance(t, gs.Constant)}
-    return found
 
 
 def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
@@ -356,8 +297,10 @@ def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
         proto.name or f"<node_{index}>",
         tuple(proto.input),
         tuple(proto.output),
-        tuple(_captured(node)),
+        tuple(captured_by(node)),
         _scope(proto),
+        proto.domain,
+        node.attrs,
     )
 
 
@@ -382,10 +325,41 @@ def _scope(proto: onnx.NodeProto) -> str:
     return before + last
 
 
-def _has_rare_types(model: onnx.ModelProto) -> bool:
-    tensors = any(t.data_type in _RARE for t in model.graph.initializer)
-    casts = (a.i for n in model.graph.node if n.op_type == "Cast" for a in n.attribute if a.name == "to")
-    return tensors or any(kind in _RARE for kind in casts)
+def in_double(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
+    """The one output of a small model, computed in double precision; None where that is not possible."""
+    wide = onnx.ModelProto.FromString(model.SerializeToString())
+    attributes = [(node.op_type, attribute) for node in wide.graph.node for attribute in node.attribute]
+    for op, attribute in attributes:
+        if op == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
+            attribute.i = onnx.TensorProto.DOUBLE
+    for tensor in (*wide.graph.initializer, *(a.t for _, a in attributes if a.HasField("t"))):
+        if tensor.data_type == onnx.TensorProto.FLOAT:
+            array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    for port in wide.graph.input:
+        if port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            port.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+    fed = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in feeds.items()}
+    try:
+        with np.errstate(all="ignore"):
+            result: Any = next(iter(ReferenceEvaluator(wide).run(None, fed)))
+    except Exception:  # noqa: BLE001  the evaluator raises whatever numpy does
+        return None
+    return np.asarray(result)
+
+
+def default_attributes(op: str, domain: str, opset: int) -> dict[str, Any]:
+    """What an operator's schema says of attributes that a node leaves out; nothing for unknown operators."""
+    try:
+        schema = onnx.defs.get_schema(op, opset, domain)
+    except onnx.defs.SchemaError:
+        return {}
+    found = {}
+    for name, attribute in schema.attributes.items():
+        if attribute.default_value.type:
+            value = onnx.helper.get_attribute_value(attribute.default_value)
+            found[name] = value.decode() if isinstance(value, bytes) else value
+    return found
 
 
 def _port(info: onnx.ValueInfoProto) -> Port:

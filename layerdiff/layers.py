@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.keys import call_key, site_keys
+from layerdiff.layout import named
 from layerdiff.measure import measure
 from layerdiff.model import CONTAINER, Coverage, LayerResult, Metrics, Pair, Status
 from layerdiff.operators import is_reshaping
+from layerdiff.suggest import Places
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +23,25 @@ if TYPE_CHECKING:
     from layerdiff.model import Call, Noise, Reference, Site, Tolerance
     from layerdiff.precision import Rounded
 
-_SEVERITY = [Status.AGREES, Status.FOLDED, Status.UNMATCHED, Status.DRIFTS, Status.PROPAGATES, Status.DIVERGES]
+_SEVERITY = [
+    Status.AGREES, Status.FOLDED, Status.UNMATCHED, Status.CONFINED, Status.DRIFTS, Status.PROPAGATES, Status.DIVERGES,
+]  # fmt: skip
+_REASONS = {
+    Status.DIVERGES: "good values go in, a wrong one comes out",
+    Status.CONFINED: "good values go in, a wrong one comes out that no output that counts depends on",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Accused:
+    """The sites behind each accused call: those that diverge, and those whose error no output that counts depends on.
+
+    `harmless` says that all outputs that count agree, so that nothing inside which differs can matter to them.
+    """
+
+    diverging: Mapping[int, Sequence[int]]
+    confined: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    harmless: bool = False
 
 
 class LayerBook:
@@ -30,15 +52,20 @@ class LayerBook:
         alignment: Alignment,
         floor: Mapping[int, Noise],
         tolerance: Tolerance | None,
-        origins: Mapping[int, Sequence[int]],
+        accused: Accused,
         rounded: Iterable[Rounded] = (),
     ) -> None:
         self._alignment = alignment
         self._reference: Reference = alignment.reference
         self._floor = floor
         self._tolerance = tolerance
-        self._accused = set(origins)
-        self._faulty_sites = {site for sites in origins.values() for site in list(sites)[-1:]}
+        self._harmless = accused.harmless
+        self._calls = dict.fromkeys(accused.confined, Status.CONFINED) | dict.fromkeys(
+            accused.diverging, Status.DIVERGES
+        )
+        self._sites = _ends(accused.confined, Status.CONFINED) | _ends(accused.diverging, Status.DIVERGES)
+        self._places = Places(alignment)
+        self._site_keys = site_keys(self._reference)
         self._rounded = {alignment.root(r.value): r for r in rounded}
         self._used = _ancestors(self._reference)
         self._readers: dict[int, list[Site]] = {}
@@ -64,15 +91,13 @@ class LayerBook:
         outputs = [v for v in call.outputs if not self._is_unseen_constant(v)]
         # A recurrent layer also returns states that nobody reads: they count only where there is nothing else.
         outputs = [v for v in outputs if v in self._used] or outputs
-        results = [self._of_value(value, call, None) for value in dict.fromkeys(outputs)]
+        keys = {value: call_key(call, position) for position, value in reversed(list(enumerate(call.outputs)))}
+        results = [self._named(self._of_value(v, call, None), v, keys[v]) for v in dict.fromkeys(outputs)]
         if not results:
             reason = "its result does not depend on the inputs and was folded into another constant"
             reason = reason if call.outputs else "returns no tensor"
             results = [self._result(call, None, Status.UNMATCHED, reason)]
-        worst = max(results, key=lambda r: _SEVERITY.index(r.status))
-        if call.index in self._accused and worst.status is not Status.DIVERGES:
-            return self._with_status(worst, Status.DIVERGES)
-        return worst
+        return self._accuse(results, self._calls.get(call.index))
 
     def _is_unseen_constant(self, value: int) -> bool:
         return self._reference.values[value].constant and value not in self._alignment.constants
@@ -81,8 +106,21 @@ class LayerBook:
         call = self._reference.calls[site.owner]
         results = [self._of_value(value, call, site.op) for value in site.outputs if self._readers.get(value)]
         results = results or [self._of_value(site.outputs[0], call, site.op)]
+        results = [self._named(result, site.outputs[0], self._site_keys[site.index]) for result in results]
+        return self._accuse(results, self._sites.get(site.index))
+
+    def _named(self, result: LayerResult, value: int, key: str) -> LayerResult:
+        """A result with what `pairs=` needs: its name, its shape, and where it could belong if that is not known."""
+        lone = result.onnx_tensor is None and result.status is not Status.CONFINED
+        suggestions = self._places.near(value) if lone else ()
+        return replace(result, key=key, shape=self._reference.values[value].shape, suggestions=suggestions)
+
+    @staticmethod
+    def _accuse(results: Sequence[LayerResult], status: Status | None) -> LayerResult:
         worst = max(results, key=lambda r: _SEVERITY.index(r.status))
-        return self._with_status(worst, Status.DIVERGES) if site.index in self._faulty_sites else worst
+        if status is None or _SEVERITY.index(worst.status) > _SEVERITY.index(status):
+            return worst
+        return replace(worst, status=status, reason=_REASONS[status])
 
     def _of_value(self, value: int, call: Call, op: str | None) -> LayerResult:
         found = self._alignment
@@ -99,18 +137,26 @@ class LayerBook:
         introduced = self._metrics(value, found.isolated.get(pair.tensor)) if found.isolated else accumulated
         return LayerResult(
             call.layer, call.call, call.type, op, pair.tensor, pair.evidence,
-            *self._judged(value, pair, introduced), accumulated, introduced, self._floor.get(value),
+            *self._judged(value, pair, accumulated, introduced), accumulated, introduced, self._floor.get(value),
         )  # fmt: skip
 
-    def _judged(self, value: int, pair: Pair, introduced: Metrics | None) -> tuple[Status, str]:
+    def _judged(
+        self, value: int, pair: Pair, accumulated: Metrics | None, introduced: Metrics | None
+    ) -> tuple[Status, str]:
         found = self._alignment
         if found.holds(value, found.candidate.tapped.get(pair.tensor)):
+            axes = found.candidate.layout.get(pair.tensor)
+            if axes is not None:
+                return Status.AGREES, f"{named(axes)} in the file, compared after {axes}"
             shape = found.candidate.tapped[pair.tensor].shape
             differs = shape != self._reference.values[value].shape
             return Status.AGREES, f"same numbers in shape {shape}" if differs else ""
         rounded = self._rounded.get(found.root(value))
         if rounded is not None:
             return Status.DRIFTS, f"{rounded.format} explains what it introduces ({rounded.rel_l2:.1e} of its size)"
+        if self._harmless:
+            share = "" if accumulated is None else f" at {1 - accumulated.within:.2g} of its elements"
+            return Status.CONFINED, f"differs{share}, and no output that counts depends on that"
         if introduced is not None and introduced.agrees:
             return Status.PROPAGATES, "right from expected inputs: the error is inherited"
         return Status.PROPAGATES, "lies behind the first divergence"
@@ -157,12 +203,10 @@ class LayerBook:
     def _result(call: Call, op: str | None, status: Status, reason: str) -> LayerResult:
         return LayerResult(call.layer, call.call, call.type, op, None, None, status, reason, None, None, None)
 
-    @staticmethod
-    def _with_status(result: LayerResult, status: Status) -> LayerResult:
-        return LayerResult(
-            result.layer, result.call, result.type, result.op, result.onnx_tensor, result.evidence, status,
-            "good values go in, a wrong one comes out", result.accumulated, result.introduced, result.noise,
-        )  # fmt: skip
+
+def _ends(origins: Mapping[int, Sequence[int]], status: Status) -> dict[int, Status]:
+    """The last site of each origin, where its error comes out."""
+    return {site: status for sites in origins.values() for site in list(sites)[-1:]}
 
 
 def _ancestors(reference: Reference) -> set[int]:

@@ -7,7 +7,7 @@ again ends the faulty stretch: what comes after it is innocent. Trials run on th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.errors import BackendError
@@ -43,7 +43,8 @@ class Slot:
 class Origin:
     """A faulty stretch: reference sites on one side, ONNX nodes on the other, and where putting the value in heals.
 
-    Inserted nodes have no reference side; `readers` are the sites that get to read what they changed.
+    Inserted nodes have no reference side; `readers` are the sites that get to read what they changed. `wrong` is the
+    tensor that came out wrong from right sources, and the value it should hold: where the search started.
     """
 
     value: int
@@ -53,6 +54,7 @@ class Origin:
     inserted: bool = False
     provable: bool = True
     readers: tuple[int, ...] = ()
+    wrong: tuple[str, int] | None = field(default=None, compare=False)
 
 
 def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
@@ -70,10 +72,24 @@ def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
     else:
         rounded = []
     position = {name: i for i, name in enumerate(alignment.candidate.graph.computed)}
-    found = [_narrowed(alignment, forced, tensor) for tensor in sorted(wrong, key=lambda t: position.get(t, -1))]
+    in_order = sorted(wrong, key=lambda t: position.get(t, -1))
+    found = [replace(_narrowed(alignment, forced, tensor), wrong=(tensor, forced[tensor])) for tensor in in_order]
     if not found and not rounded:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
-    return sorted(_merged(found), key=lambda origin: _made_at(alignment, origin.value)), rounded
+    found = [replace(origin, nodes=_telling(alignment, origin)) for origin in _merged(found)]
+    return sorted(found, key=lambda origin: _made_at(alignment, origin.value)), rounded
+
+
+def _telling(alignment: Alignment, origin: Origin) -> tuple[int, ...]:
+    """The nodes of an origin without those that make its constants and without Identity.
+
+    Tools put both in and take both out at will. Nodes that were inserted are all told.
+    """
+    graph = alignment.candidate.graph
+    computing = tuple(n for n in origin.nodes if not graph.constant.issuperset(graph.nodes[n].outputs))
+    if origin.inserted or not computing:
+        return computing or origin.nodes
+    return tuple(n for n in computing if graph.nodes[n].op != "Identity")
 
 
 def _merged(origins: list[Origin]) -> list[Origin]:
@@ -96,7 +112,7 @@ def _made_at(alignment: Alignment, value: int) -> int:
 
 def _first_misshapen(alignment: Alignment, forced: dict[str, int], value: int, tensor: str) -> Origin:
     """For an output of another size: the first operator with good inputs and no counterpart of its own size."""
-    sites, _ = _reference_region(alignment, value)
+    sites, _ = reference_region(alignment, value)
     first = min(meaningful(alignment, tuple(sorted(sites))), default=None)
     nodes, _ = alignment.candidate.graph.region(tensor, forced)
     return Origin(value, Slot(tensor), () if first is None else (first,), tuple(sorted(nodes)[:1]), provable=False)
@@ -110,7 +126,9 @@ def _fed(alignment: Alignment, tensor: str) -> Array | None:
 def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Origin:
     value = forced[tensor]
     nodes, start = alignment.candidate.graph.region(tensor, forced)
-    sites, border = _reference_region(alignment, value)
+    if alignment.tensors_of(value) & start and tensor in alignment.turned():  # an output, in another layout
+        return Origin(value, Slot(tensor), (), tuple(sorted(nodes)), inserted=True)
+    sites, border = reference_region(alignment, value)
     region = _Region(alignment, tensor, value, frozenset(nodes), {t: forced[t] for t in start if t in forced})
     for early, slot in _trials(alignment, region, sites, border):
         if not region.healed_by(early, slot):
@@ -119,29 +137,32 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
             inserted = _between(alignment, forced, early, slot.tensor)
             if inserted:
                 return Origin(early, slot, (), inserted, inserted=True, readers=tuple(sorted(sites)))
-            return _rewired(alignment, early, slot, tuple(sorted(sites)), tuple(sorted(nodes)))
-        kept, _ = _reference_region(alignment, early)
+            ahead = set() if slot.tensor in forced else alignment.candidate.graph.region(slot.tensor, forced)[0]
+            return _rewired(alignment, early, slot, tuple(sorted(sites)), (tuple(sorted(nodes)), tuple(sorted(ahead))))
+        kept, _ = reference_region(alignment, early)
         ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)
         return Origin(early, slot, tuple(sorted(kept)), tuple(sorted(ahead & nodes)))
     return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
 
 
-def _rewired(alignment: Alignment, value: int, slot: Slot, sites: tuple[int, ...], nodes: tuple[int, ...]) -> Origin:
+def _rewired(
+    alignment: Alignment, value: int, slot: Slot, sites: tuple[int, ...], nodes: tuple[tuple[int, ...], tuple[int, ...]]
+) -> Origin:
     """A reader that reads something else than a value which the graph does compute.
 
-    Where nothing live holds the value any more, its own operator was cut off: that is the fault. Else the wires are
-    wrong between the two.
+    Where nothing live holds the value any more, its own operator was cut off, or became the second of the two groups of
+    nodes (those before the slot): that is the fault. Else the wires are wrong between the two.
     """
     maker = alignment.reference.producer(alignment.root(value))
     if maker is not None and not alignment.tensors_of(value) and not alignment.tensors_of(alignment.root(value)):
-        return Origin(value, slot, (maker.index,), ())
+        return Origin(value, slot, (maker.index,), nodes[1])
     if maker is None:  # an input of the model goes in where it should not: no layer of its own is at fault
-        return Origin(value, slot, (), nodes)
+        return Origin(value, slot, (), nodes[0])
     first = meaningful(alignment, sites)[:1]
-    return Origin(value, slot, tuple(first), nodes)
+    return Origin(value, slot, tuple(first), nodes[0])
 
 
-def _reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
+def reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
     """The sites that lead to a value from values known to come out right (also in dead nodes), and those values."""
     reference = alignment.reference
     good = set(alignment.matched) | set(alignment.isolated_matches) | set(alignment.proposed)
@@ -178,8 +199,8 @@ class _Region:
         entries = [
             (n, s) for n in sorted(self.nodes) for s, name in enumerate(graph.nodes[n].inputs) if name in self.sources
         ]
-        for name in self.sources:
-            edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] == name)
+        for name, same in self._copies().items():
+            edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] in same)
             if len(edges) > 1:
                 yield Slot(name, edges)
         for index in sorted(self.nodes):
@@ -189,6 +210,14 @@ class _Region:
             for name in graph.nodes[index].outputs:
                 if name and name != self.tensor and name not in graph.constant:
                     yield Slot(name)
+
+    def _copies(self) -> dict[str, set[str]]:
+        """The sources that hold one value in one shape, under the name of the first: an Identity makes another."""
+        tapped = self.alignment.candidate.tapped
+        groups: dict[tuple[int, tuple[int, ...]], list[str]] = {}
+        for name, value in self.sources.items():
+            groups.setdefault((value, tapped[name].shape), []).append(name)
+        return {names[0]: set(names) for names in groups.values()}
 
     def healed_by(self, value: int, slot: Slot) -> bool:
         """Whether the tensor comes out right when the value is put into the slot."""

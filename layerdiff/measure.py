@@ -30,6 +30,8 @@ NOISE_FACTOR = 12.0
 EPSILON_FACTOR = 16.0
 
 _EPSILON = {"float16": 2.0**-10, "bfloat16": 2.0**-7, "float64": 2.0**-52}
+# Of eight-bit floats every element may be one step off: a value beside the border of two steps may fall either way.
+_STEP = {"float8_e4m3fn": 2.0**-3, "float8_e4m3fnuz": 2.0**-3, "float8_e5m2": 2.0**-2, "float8_e5m2fnuz": 2.0**-2}
 
 
 # Attention masks are written as -1e4, -65504, -1e9 or the smallest float, among scores of ordinary size. Their rounding
@@ -76,6 +78,11 @@ def limit_for(expected: Array, dtype: str, noise: Noise | None) -> float | Array
     return NOISE_FACTOR * floor + EPSILON_FACTOR * _EPSILON.get(dtype, 2.0**-23) * scale
 
 
+def rounding_limit(expected: Array, dtype: str, noise: Noise | None) -> Limit:
+    """What rounding explains in every element."""
+    return Limit(_STEP.get(dtype, 0.0), limit_for(expected, dtype, noise))
+
+
 def measure(
     expected: Array, actual: Array, *, dtype: str = "float32", noise: Noise | None = None, tolerance: Tolerance | None
 ) -> Metrics:
@@ -89,7 +96,7 @@ def measure(
     e, a = np.asarray(expected), np.asarray(actual)
     if e.shape != a.shape:
         raise ValueError(f"shapes differ, {e.shape} vs {a.shape}")
-    allowed_for = tolerance if tolerance is not None else Limit(0.0, limit_for(e, dtype, noise))
+    allowed_for = tolerance if tolerance is not None else rounding_limit(e, dtype, noise)
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     exact_apart = (e != a) if e.dtype.kind in "iub" and a.dtype.kind in "iub" else None
     apart = _integer_gap(e, a) if exact_apart is not None else None
@@ -189,7 +196,7 @@ def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tole
     if tolerance is not None:
         return dict.fromkeys(known, Limit(tolerance.rtol, tolerance.atol))
     return {
-        index: Limit(0.0, limit_for(value.array, value.dtype, floor.get(index)))
+        index: rounding_limit(value.array, value.dtype, floor.get(index))
         for index, value in known.items()
         if value.array is not None
     }

@@ -25,6 +25,7 @@ class Status(str, Enum):
     PROPAGATES = "propagates"
     FOLDED = "folded"
     UNMATCHED = "unmatched"
+    CONFINED = "confined"
 
     def __str__(self) -> str:
         return self.value
@@ -33,6 +34,7 @@ class Status(str, Enum):
 class Evidence(str, Enum):
     """Why a reference value and an ONNX tensor were paired, strongest first."""
 
+    GIVEN = "given"
     OUTPUT = "output"
     VALUES = "values"
     ISOLATED_VALUES = "isolated-values"
@@ -104,7 +106,10 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One tensor that the reference computed (one version of it, if it was updated in place)."""
+    """One tensor that the reference computed (one version of it, if it was updated in place).
+
+    `shape` is that of `array`: complex numbers are pairs of real ones along the last axis.
+    """
 
     index: int
     shape: tuple[int, ...]
@@ -116,8 +121,27 @@ class Value:
 
 
 @dataclass(frozen=True, slots=True)
+class Operand:
+    """A reference value, where it stands among the arguments of a recorded call."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a site called and with which arguments, an `Operand` for every tensor: enough to run it again."""
+
+    function: Any
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
 class Site:
-    """One operator that the reference ran, with the module call it ran in."""
+    """One operator that the reference ran, with the module call it ran in.
+
+    `replay` is None for the new version of a tensor that was written to through another view.
+    """
 
     index: int
     op: str
@@ -125,6 +149,7 @@ class Site:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    replay: Replay | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +208,11 @@ class Healed:
 
 @dataclass(frozen=True, slots=True)
 class OutputResult:
-    """One final output: `shipped` is the untouched model with all optimisations, `tapped` the run that was examined."""
+    """One final output: `shipped` is the untouched model with all optimisations, `tapped` the run that was examined.
+
+    Both count only the positions that `valid` includes; `everywhere` is `shipped` over all positions, where some were
+    excluded.
+    """
 
     name: str
     tensor: str
@@ -191,11 +220,27 @@ class OutputResult:
     actual_shape: tuple[int, ...] | None
     shipped: Metrics | None
     tapped: Metrics | None
+    everywhere: Metrics | None = None
 
     @property
     def agrees(self) -> bool:
         """Whether the untouched model's output agrees."""
         return self.shipped is not None and self.shipped.agrees
+
+
+@dataclass(frozen=True, slots=True)
+class SampleResult:
+    """How one sample was judged: the shapes of its inputs, and how far the outputs are apart.
+
+    `refused` is what the runtime said where it took no input of these shapes although the model does. `max_abs` and
+    `times_limit` are the largest of all outputs; None where shapes differ or nothing came out.
+    """
+
+    shapes: Mapping[str, tuple[int, ...]]
+    agrees: bool
+    max_abs: float | None = None
+    times_limit: float | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +299,10 @@ class Diagnosis:
 
 @dataclass(frozen=True, slots=True)
 class LayerResult:
-    """What was found about one call of one layer (or one operator, at granularity "op")."""
+    """What was found about one call of one layer (or one operator, at granularity "op").
+
+    `key` is its name for `pairs=`; `suggestions` are tensors that could be its counterpart, where none was found.
+    """
 
     layer: str
     call: int
@@ -267,6 +315,9 @@ class LayerResult:
     accumulated: Metrics | None
     introduced: Metrics | None
     noise: Noise | None
+    key: str = ""
+    shape: tuple[int, ...] | None = None
+    suggestions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

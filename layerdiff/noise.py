@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 # How far the noisiest row must be above eight times the quarter quantile of all rows to be judged apart.
 OUTLYING = 8.0
-_WIDE = {torch.float16, torch.bfloat16, torch.float32}
+_WIDE = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
 
 
 def noise_floor(
@@ -61,8 +66,8 @@ class _Twin(Recorder):
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         wide_args, wide_kwargs = tree_map(self._shadow_of, (args, kwargs))
-        if wide_kwargs.get("dtype") in _WIDE:
-            wide_kwargs["dtype"] = torch.float64
+        if (narrow := wide_kwargs.get("dtype")) in _WIDE:
+            wide_kwargs["dtype"] = _WIDE[narrow]
         # The shadow goes first: an in-place operator changes what a later shadow would be made from.
         wide = self._execute_wide(func, wide_args, wide_kwargs)
         result = func(*args, **kwargs)
@@ -96,15 +101,15 @@ class _Twin(Recorder):
         wide, plain = to_array(self._shadow_of(tensor)), to_array(tensor)
         if expected is None or wide is None or plain is None or wide.shape != expected.shape:
             return None
-        self.floor[index] = _floor(expected, np.maximum(_gap(expected, wide), _gap(expected, plain)))
+        self.floor[index] = floor_of(expected, np.maximum(gap_of(expected, wide), gap_of(expected, plain)))
         return None
 
 
 def _widened(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(torch.float64) if tensor.dtype in _WIDE else tensor.clone()
+    return tensor.to(_WIDE[tensor.dtype]) if tensor.dtype in _WIDE else tensor.clone()
 
 
-def _gap(expected: Array, other: Array) -> Array:
+def gap_of(expected: Array, other: Array) -> Array:
     """The distance of every element; 0 where it is not finite on both sides, or a mask constant."""
     wide = np.complex128 if np.iscomplexobj(expected) else np.float64
     counted = np.isfinite(expected) & np.isfinite(other)
@@ -114,7 +119,7 @@ def _gap(expected: Array, other: Array) -> Array:
         return np.where(counted, np.abs(expected.astype(wide) - other.astype(wide)), 0.0)
 
 
-def _floor(expected: Array, gap: Array) -> Noise:
+def floor_of(expected: Array, gap: Array) -> Noise:
     """The floor of a value from the distances of its elements.
 
     A row whose scores are all masked may be nothing but rounding in float32. Such a row must not set the floor of the

@@ -72,7 +72,7 @@ def _guilty_passes(candidate: Candidate, outputs: OutputPairs) -> tuple[str, ...
 
 
 def _smallest(passes: list[str], cured: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Delta debugging by halves (Zeller and Hildebrandt, 2002): what is left cures, and neither half of it does."""
+    """Delta debugging by halves, then one by one (Zeller and Hildebrandt, 2002): nothing that is left can be spared."""
     if not cured(passes):
         return []
     while len(passes) > 1:
@@ -82,7 +82,11 @@ def _smallest(passes: list[str], cured: Callable[[Sequence[str]], bool]) -> list
                 passes = half
                 break
         else:
-            return passes
+            break
+    for name in list(passes):
+        fewer = [other for other in passes if other != name]
+        if fewer and cured(fewer):
+            passes = fewer
     return passes
 
 
@@ -96,6 +100,6 @@ def fusion_diagnosis(observed: Observed, layer: str) -> Diagnosis | None:
         layer=layer,
         summary=f"The graph is right; the runtime's optimisation {names} changes what it computes.",
         evidence={"passes": list(observed.guilty), "level": str(observed.level.value if observed.level else "unknown")},
-        remedy=f"onnxruntime.InferenceSession(path, disabled_optimizers={list(observed.guilty)!r})",
+        remedy=observed.candidate.without(observed.guilty),
         verified=True,
     )

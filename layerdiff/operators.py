@@ -1,7 +1,8 @@
-"""Which ONNX operators can end the computation of which torch operator.
+"""Which operators of one side can end the computation of which operators of the other.
 
-Operators are hints here, as names are: an exporter may decompose and a runtime may fuse. The table only has to make the
-right pair more likely than a wrong one; values and healing decide.
+A torch operator is written with its namespace on either side (`aten.relu`). An ONNX operator is bare in a candidate
+(`Relu`) and written `onnx.Relu` in a reference. Operators are hints here, as names are: an exporter may decompose and a
+runtime may fuse. The tables only have to make the right pair more likely than a wrong one; values and healing decide.
 """
 
 from __future__ import annotations
@@ -11,8 +12,14 @@ RESHAPING = frozenset(
     {
         "view", "_unsafe_view", "reshape", "unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "flatten", "detach",
         "detach_", "alias", "clone", "contiguous", "lift_fresh", "_reshape_alias", "native_dropout",
+        "view_as_real", "view_as_complex",
     }
 )  # fmt: skip
+
+# The same of ONNX.
+_ONNX_RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+_ONNX_MOVING = frozenset({"Transpose", "Expand"})
+ONNX = "onnx."
 
 _ARITHMETIC = {"Add", "Sub", "Mul", "Div"}
 _ENDS: dict[str, set[str]] = {
@@ -119,13 +126,13 @@ _KIN: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
         frozenset({"Resize", "Upsample"}),
     ),
 )
-_ONNX_ACTIVATIONS = frozenset(
+ONNX_ACTIVATIONS = frozenset(
     {
         "Relu", "HardSwish", "Gelu", "Sigmoid", "Tanh", "LeakyRelu", "Elu", "Clip", "PRelu", "Swish", "Softplus",
         "Mish", "HardSigmoid", "Selu", "Celu", "QuickGelu", "FastGelu", "BiasGelu", "ThresholdedRelu", "Softsign",
     }
 )  # fmt: skip
-_ACTIVATIONS = frozenset(
+ACTIVATIONS = frozenset(
     {
         "relu", "relu6", "silu", "gelu", "hardswish", "hardsigmoid", "hardtanh", "clamp", "clamp_min", "leaky_relu",
         "elu", "celu", "selu", "mish", "sigmoid", "tanh", "softplus", "threshold", "prelu", "_prelu_kernel",
@@ -134,24 +141,52 @@ _ACTIVATIONS = frozenset(
 _KNOWN_ENDS = set().union(*_ENDS.values()) | {name.capitalize() for name in _SELF_NAMED}
 
 
+# ONNX operators that the rest of layerdiff asks for by their torch names.
+_TORCH_NAMES = {
+    "Conv": "convolution", "BatchNormalization": "native_batch_norm", "Pad": "constant_pad_nd", "Gather": "embedding",
+    "Gemm": "addmm", "MatMul": "mm", "ArgMax": "argmax", "ArgMin": "argmin", "TopK": "topk",
+}  # fmt: skip
+# Operators of torch that do the same in another way: eight bits, another kernel.
+_TORCH_KIN: tuple[frozenset[str], ...] = (
+    frozenset({"addmm", "mm", "bmm", "matmul", "linear", "linear_dynamic", "linear_relu_dynamic"}),
+    frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm"}),
+    frozenset({"convolution", "_convolution", "mkldnn_convolution", "_slow_conv2d_forward"}),
+    frozenset({"nn.LSTM", "nn.GRU", "nn.RNN"}),
+    *(torch_ops for torch_ops, _ in _KIN),
+    ACTIVATIONS,
+)  # fmt: skip
+
+
 def base_name(op: str) -> str:
-    """``aten.add_.Tensor`` → ``add``: no namespace, no overload, no in-place mark."""
+    """``aten.add_.Tensor`` → ``add``: no namespace, no overload, no in-place mark; ``onnx.Conv`` → ``convolution``."""
     if op.startswith("nn."):
         return op
-    name = op.removeprefix("aten.").partition(".")[0]
+    if op.startswith(ONNX):
+        return _TORCH_NAMES.get(op.removeprefix(ONNX), op)
+    name = op.split(".")[1] if "." in op else op
     return name if name in RESHAPING or name.startswith("_") else name.rstrip("_")
 
 
-def likeness(op: str, onnx_op: str) -> float:
-    """1 when the ONNX operator can end the torch operator, 0.5 for its kin, -1 when neither, 0 when unknown."""
+def likeness(op: str, other: str) -> float:
+    """1 when a candidate's operator can end one of the reference, 0.5 for its kin, -1 when neither, 0 when unknown."""
+    if op.startswith(ONNX):
+        own = op.removeprefix(ONNX)
+        return likeness(other, own) if is_torch(other) else _likeness_in_onnx(own, other)
+    if is_torch(other):
+        return _likeness_in_torch(base_name(op), base_name(other))
     name = base_name(op)
-    certain = _likeness(name, onnx_op)
+    certain = _likeness(name, other)
     if certain < 1 and (
-        (name in _ACTIVATIONS and onnx_op in _ONNX_ACTIVATIONS)
-        or any(name in torch_ops and onnx_op in onnx_ops for torch_ops, onnx_ops in _KIN)
+        (name in ACTIVATIONS and other in ONNX_ACTIVATIONS)
+        or any(name in torch_ops and other in onnx_ops for torch_ops, onnx_ops in _KIN)
     ):
         return 0.5
     return certain
+
+
+def is_torch(op: str) -> bool:
+    """Whether a candidate's operator is one of torch; a type of ONNX has no namespace."""
+    return "." in op
 
 
 def _likeness(name: str, onnx_op: str) -> float:
@@ -165,11 +200,37 @@ def _likeness(name: str, onnx_op: str) -> float:
     return -1.0 if onnx_op in _KNOWN_ENDS or onnx_op in _ARITHMETIC else 0.0
 
 
+def _likeness_in_onnx(op: str, other: str) -> float:
+    """Both of ONNX: the same, or two that the same torch operator may end in (what an optimizer makes of it)."""
+    if op == other:
+        return 1.0
+    kin = any(op in ends and other in ends for ends in (*_ENDS.values(), *(onnx_ops for _, onnx_ops in _KIN)))
+    if kin or (op in ONNX_ACTIVATIONS and other in ONNX_ACTIVATIONS):
+        return 0.5
+    return -1.0 if op in _KNOWN_ENDS and other in _KNOWN_ENDS else 0.0
+
+
+def _likeness_in_torch(name: str, other: str) -> float:
+    """Both of torch: the same, or kin."""
+    if name == other:
+        return 1.0
+    if any(name in kin and other in kin for kin in _TORCH_KIN):
+        return 0.5
+    known = _SELF_NAMED | _ENDS.keys()
+    return -1.0 if name in known and other in known else 0.0
+
+
 def only_moves(op: str) -> bool:
-    """Whether a torch operator computes nothing: it reshapes, permutes or repeats what it gets."""
-    return base_name(op) in RESHAPING | {"transpose", "permute", "t", "expand", "numpy_T", "movedim", "swapaxes"}
+    """Whether an operator computes nothing: it reshapes, permutes or repeats what it gets."""
+    moving = {"transpose", "permute", "t", "expand", "numpy_T", "movedim", "swapaxes"}
+    return is_reshaping(op) or base_name(op) in moving or op.removeprefix(ONNX) in _ONNX_MOVING
 
 
 def is_reshaping(op: str) -> bool:
-    """Whether a torch operator only renames or reshapes what it gets."""
-    return base_name(op) in RESHAPING
+    """Whether an operator only renames or reshapes what it gets."""
+    return base_name(op) in RESHAPING or op.removeprefix(ONNX) in _ONNX_RESHAPING
+
+
+def is_batch_norm(op: str) -> bool:
+    """Whether an operator is a BatchNorm, on either side."""
+    return "batch_norm" in base_name(op) or op == "BatchNormalization"

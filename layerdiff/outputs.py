@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.errors import AlignmentError, InputError
+from layerdiff.errors import AlignmentError
 from layerdiff.measure import limit_for, measure
 from layerdiff.model import Noise, OutputResult
 from layerdiff.operators import base_name
@@ -67,6 +67,23 @@ class OutputPairs:
         left, right = (np.take_along_axis(source.array, i, axis) for i in (expected, actual))
         return _rounded(left, right, source.dtype, self.floor.get(site.inputs[0]))
 
+    def everywhere(self) -> OutputPairs:
+        """The same pairs, judged at every position."""
+        return replace(self, masks={})
+
+    def unmoved(self, before: Mapping[str, Array], after: Mapping[str, Array]) -> bool:
+        """Whether no output moves between two runs of the candidate, at the positions that count."""
+        for value, name in self.tensors.items():
+            known, old, new = self.reference.values[value], before.get(name), after.get(name)
+            if old is None or new is None or old.shape != new.shape:
+                return False
+            if value in self.masks and old.shape == known.shape:
+                new = np.where(self.masks[value], new, old)
+            noise = self.floor.get(value) if old.shape == known.shape else None
+            if not measure(old, new, dtype=known.dtype, noise=noise, tolerance=self.tolerance).agrees:
+                return False
+        return True
+
     def all_agree(self, arrays: Mapping[str, Array] | Mapping[str, Array | None]) -> bool:
         """Whether every output agrees."""
         return all(metrics is not None and metrics.agrees for metrics in self.measured(arrays).values())
@@ -84,6 +101,7 @@ class OutputPairs:
         """One result per output, in the model's order."""
         names = {value: name for name, value in reversed(list(self.reference.outputs.items()))}
         of_shipped, of_tapped = self.measured(shipped), self.measured(tapped)
+        unmasked = self.everywhere().measured(shipped) if self.masks else {}
         found = []
         for value, tensor in self.tensors.items():
             actual = shipped.get(tensor)
@@ -97,15 +115,17 @@ class OutputPairs:
                     shape,
                     of_shipped[value],
                     of_tapped[value],
+                    unmasked[value] if value in self.masks else None,
                 )
             )
         return tuple(found)
 
     def warnings(self) -> tuple[str, ...]:
-        """A sentence about outputs that have no partner."""
-        if not self.unpaired:
-            return ()
-        return (f"not compared, for want of a partner: output {', '.join(self.unpaired)}",)
+        """A sentence about outputs that have no partner, and one about those of which nothing counts."""
+        empty = [self.tensors[value] for value, mask in self.masks.items() if mask.size and not mask.any()]
+        found = [f"not compared, for want of a partner: output {', '.join(self.unpaired)}"] if self.unpaired else []
+        found += [f"not compared, because `valid` excludes all of it: output {', '.join(empty)}"] if empty else []
+        return tuple(found)
 
     def worst(self, metrics: Mapping[int, Metrics | None]) -> float:
         """The largest max_abs; infinity where an output cannot be compared or only one side is finite."""
@@ -120,38 +140,6 @@ def _rounded(expected: Array, actual: Array, dtype: str, noise: Noise | None) ->
         return expected, actual
     limit = limit_for(expected, dtype, None if noise is None else Noise(noise.max_abs, noise.rms))
     return expected, np.where(np.abs(actual - expected) <= limit, expected, actual)
-
-
-def masks_for(reference: Reference, tensors: Mapping[int, str], valid: Mapping[str, Array] | None) -> dict[int, Array]:
-    """For each output the mask of what counts, in its own shape.
-
-    A mask under the name of an output (the model's or the graph's) is broadcast to it from the left; one under the name
-    of an input is used for every output that begins with the mask's dimensions.
-
-    Raises
-    ------
-    InputError
-        A name that is neither an input nor an output, or a mask that does not fit the output it names.
-
-    """
-    names = dict(reference.outputs) | {tensor: value for value, tensor in tensors.items()}
-    found: dict[int, Array] = {}
-    for name, given in (valid or {}).items():
-        mask = np.asarray(given, dtype=bool)
-        fitting = [v for v in tensors if reference.values[v].shape[: mask.ndim] == mask.shape]
-        if name in names and names[name] in fitting:
-            fitting = [names[name]]
-        elif name in names or name not in reference.inputs:
-            wanted = ", ".join(f"{tensors[v]} {reference.values[v].shape}" for v in tensors)
-            raise InputError(
-                f"valid[{name!r}]: a mask of shape {mask.shape} fits no output of that name; the outputs are {wanted}, "
-                f"the inputs {', '.join(reference.inputs)}"
-            )
-        for value in fitting:
-            shape = reference.values[value].shape
-            spread = np.broadcast_to(mask.reshape(mask.shape + (1,) * (len(shape) - mask.ndim)), shape)
-            found[value] = spread & found.get(value, np.ones(shape, bool))
-    return found
 
 
 def pair_outputs(

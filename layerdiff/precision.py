@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Relative L2 error that a layer may introduce: some units in the last place for floats; for eight bits what per-tensor
 # quantisation of a well-calibrated layer shows (a signal-to-noise ratio of 12 dB is the worst that is still usual).
-ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "int8": 0.25}
+ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "float8": 0.25, "int8": 0.25}
 SATURATED_SHARE = 1e-3
 SATURATED_STEPS = 2.0
 SATURATED_RANGE = 5e-3
@@ -60,11 +60,20 @@ def explained(alignment: Alignment, tensor: str, value: int, stop: Iterable[str]
 
 
 def is_diffuse(alignment: Alignment, rounded: Iterable[Rounded]) -> bool:
-    """Whether rounding is everywhere: at least four layers, and a fifth of all that was compared."""
+    """Whether rounding is everywhere: at least four layers, and a fifth of all values or layers that were compared.
+
+    Dynamic quantisation touches a few operators of each block, and every block.
+    """
     roots = {alignment.root(r.value) for r in rounded}
-    makers = [site for value in roots if (site := alignment.reference.producer(value)) is not None]
-    layers = {alignment.reference.layer_of(site) for site in makers}
-    return len(layers) >= 4 and len(roots) >= len(set(alignment.forced().values())) / 5
+    compared = set(alignment.forced().values())
+    layers = _layers(alignment, roots)
+    everywhere = len(roots) >= len(compared) / 5 or len(layers) >= len(_layers(alignment, compared)) / 5
+    return len(layers) >= 4 and everywhere
+
+
+def _layers(alignment: Alignment, values: Iterable[int]) -> set[str]:
+    makers = (alignment.reference.producer(alignment.root(value)) for value in values)
+    return {alignment.reference.layer_of(site) for site in makers if site is not None}
 
 
 def format_of(alignment: Alignment, nodes: Iterable[int]) -> str | None:
@@ -74,13 +83,14 @@ def format_of(alignment: Alignment, nodes: Iterable[int]) -> str | None:
     found: set[str] = set()
     for index in nodes:
         node = graph.nodes[index]
-        if node.op in _INTEGER_OPS:
+        if node.op in _INTEGER_OPS or "quantized" in node.op:
             return "int8"
         for name in (*node.inputs, *node.outputs):
             array = tapped.get(name, constants.get(name))
             if array is not None:
-                found.add(array.dtype.name)
-    return next((name for name in ("bfloat16", "float16") if name in found), None)
+                found.add(alignment.candidate.formats.get(name, array.dtype.name))
+            found.add(graph.format_of(name))
+    return next((name for name in ("float8", "bfloat16", "float16") if name in found), None)
 
 
 def relative_error(alignment: Alignment, tensor: str, value: int) -> float | None:

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from layerdiff.errors import SampleError
-from layerdiff.tensors import named_tensors, to_array
+from layerdiff.errors import FixedShapeError, SampleError
+from layerdiff.layout import moved
+from layerdiff.signature import signature_of
+from layerdiff.tensors import named_tensors
 
 if TYPE_CHECKING:
     from layerdiff.graph import Port
@@ -85,17 +87,17 @@ def _read(path: Path) -> Any:
     return tuple(arrays[name] for name in positional) if set(arrays) == set(positional) else arrays
 
 
-def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -> dict[str, Array]:
-    """The candidate's inputs, by name: matched by argument name where all names are known, else by position.
+def feeds_for(ports: tuple[Port, ...], arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The inputs of a graph, by name: matched by argument name where all names are known, else by position.
 
     Raises
     ------
     SampleError
-        Another number of inputs, or one of another type or shape, than the graph declares.
+        Another number of inputs, or one of another type or rank, than the graph declares.
+    FixedShapeError
+        An input of another size than the graph declares.
 
     """
-    given = _named_arguments(sample, model)
-    arrays = {name: array for name, t in given.items() if (array := to_array(t)) is not None}
     if {port.name for port in ports} <= set(arrays):
         chosen = {port.name: arrays[port.name] for port in ports}
     elif len(ports) == len(arrays):
@@ -107,14 +109,21 @@ def feeds_for(ports: tuple[Port, ...], sample: Sample, model: torch.nn.Module) -
             f"the ONNX model has {_count(len(ports))} ({wanted}), the sample has {_count(len(arrays))} ({got}); "
             "give the same inputs to both, by name or in the order of the graph"
         )
+    chosen = {port.name: _in_layout(port, chosen[port.name]) for port in ports}
     for port in ports:
         _check(port, chosen[port.name])
     return chosen
 
 
-def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _in_layout(port: Port, array: Array) -> Array:
+    """The array with its channels where the graph has them, first or last; the report warns of it."""
+    axes = None if port.shape is None else moved(array.shape, port.shape)
+    return array if axes is None else np.ascontiguousarray(array.transpose(axes))
+
+
+def named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Every tensor of the sample under its argument's name (and its path inside, for nested arguments)."""
-    signature = inspect.signature(model.forward)
+    signature = signature_of(model)
     try:
         bound = signature.bind(*sample.args, **sample.kwargs)
     except TypeError as error:
@@ -135,7 +144,7 @@ def _named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.
 
 
 def _check(port: Port, array: Array) -> None:
-    if port.dtype and str(array.dtype) != port.dtype and port.dtype != "bfloat16":
+    if port.dtype and str(array.dtype) != port.dtype and not port.dtype.startswith(("bfloat16", "float8")):
         raise SampleError(
             f"input {port.name!r}: the ONNX model wants {port.dtype}, the sample has {array.dtype}; "
             f"convert it, for instance with .astype({port.dtype!r})"
@@ -146,7 +155,7 @@ def _check(port: Port, array: Array) -> None:
         want is None or want == got for want, got in zip(port.shape, array.shape, strict=True)
     )
     if not same:
-        raise SampleError(
+        raise (FixedShapeError if len(port.shape) == array.ndim else SampleError)(
             f"input {port.name!r}: the ONNX model wants shape {_describe('', port.shape)}, the sample has "
             f"{array.shape}; feed that shape, or export with dynamic axes"
         )

@@ -19,13 +19,18 @@ _WIDENED = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64} | {
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
-    """A copy of a tensor as an array; None for what has no dense numbers (sparse, nested, meta)."""
+    """A copy of a tensor as an array; None for what has no dense numbers (sparse, nested, meta).
+
+    Complex numbers become pairs of real ones along a new last axis, which is how ONNX graphs hold them.
+    """
     if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.is_nested:
         return None
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     tensor = tensor.detach().resolve_conj().resolve_neg()
     tensor = tensor.to(_WIDENED.get(tensor.dtype, tensor.dtype))
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
     array: np.ndarray[Any, Any] = tensor.cpu().numpy()
     return array.copy()
 
@@ -49,3 +54,11 @@ def named_tensors(tree: Any) -> dict[str, torch.Tensor]:
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """The tensors among the leaves of an argument list, in order."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """The identity of the memory that a tensor and its views share."""
+    try:
+        return int(tensor.untyped_storage()._cdata)  # noqa: SLF001  the identity of the memory, not its address
+    except (NotImplementedError, RuntimeError):
+        return id(tensor)

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-
 from layerdiff.align import align
-from layerdiff.backends import OnnxRuntime
-from layerdiff.candidate import Candidate
-from layerdiff.capture import capture
+from layerdiff.confined import confined_origins
+from layerdiff.diagnose import Stretch, exchanged, explain_all, inputs_exchanged, ranked
 from layerdiff.environment import environment
-from layerdiff.errors import InputError
-from layerdiff.findings import diffuse, finding
-from layerdiff.graph import Graph, load
+from layerdiff.errors import BackendError, FixedShapeError, InputError, LayerdiffError, ReferenceFailedError
+from layerdiff.findings import diffuse, finding, layout_diagnoses
 from layerdiff.heal import heal
-from layerdiff.layers import LayerBook, coverage
+from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
-from layerdiff.model import Tolerance
-from layerdiff.noise import noise_floor
+from layerdiff.model import SampleResult, Tolerance
 from layerdiff.observer import Observed, fusion_diagnosis, observe
-from layerdiff.outputs import OutputPairs, masks_for, pair_outputs
+from layerdiff.outputs import OutputPairs, pair_outputs
+from layerdiff.pairs import doubts, read_pairs, resolved, still_there
 from layerdiff.progress import Progress
-from layerdiff.report import Report, combine
-from layerdiff.samples import feeds_for, samples
+from layerdiff.report import Report
+from layerdiff.samples import samples
+from layerdiff.several import judged, size_diagnosis
+from layerdiff.sides import open_candidate, open_reference
 from layerdiff.stability import random_diagnosis
+from layerdiff.valid import masks_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -35,137 +33,252 @@ if TYPE_CHECKING:
 
     import onnx
     from torch import nn
+    from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
 
+    from layerdiff.align import Alignment
     from layerdiff.backends import Backend
-    from layerdiff.model import Diagnosis, Divergence
+    from layerdiff.candidate import Candidate
+    from layerdiff.diagnose import Explained
+    from layerdiff.localise import Origin
+    from layerdiff.model import Diagnosis, Divergence, Healed, Noise, OutputResult, Reference
     from layerdiff.samples import Sample
-
-log = logging.getLogger("layerdiff")
+    from layerdiff.sides import CandidateSide, ReferenceSide
 
 
 def trace(  # noqa: PLR0913  the one function that may have more than five parameters
-    reference: nn.Module,
-    candidate: str | Path | onnx.ModelProto | ONNXProgram,
+    reference: nn.Module | ExportedProgram | str | Path | onnx.ModelProto,
+    candidate: str | Path | onnx.ModelProto | ONNXProgram | nn.Module | ExportedProgram,
     inputs: Any,
     *,
     tolerance: Literal["auto"] | Tolerance = "auto",
     backend: Backend | None = None,
     granularity: Literal["module", "op"] = "module",
-    valid: Mapping[str, Any] | None = None,
+    valid: Mapping[str, Any] | str | Sequence[Mapping[str, Any] | str] | None = None,
+    pairs: Mapping[str | tuple[str, int], str] | str | Path | None = None,
     progress: bool = True,
 ) -> Report:
-    """The first layer at which an ONNX export disagrees with the model it was made from, with proof.
+    """The first layer at which a model disagrees with the one it was made from, with proof.
 
     Parameters
     ----------
     reference
-        The PyTorch model. It runs as it is (train or eval) and is left exactly as it was.
+        What is right: a module, the ``ExportedProgram`` that torch.export.export made of it, or an ONNX model (a path
+        or a ``ModelProto``). A module runs as it is (train or eval) and is left exactly as it was.
     candidate
-        The exported model: a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export returns. It is never
-        modified.
+        What is judged: an exported model (a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export
+        returns), or another module or program. It is never modified.
     inputs
         What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
-        arguments, an ``.npy`` or ``.npz`` path, or a list of those for several samples.
+        arguments, an ``.npy`` or ``.npz`` path, or an iterable of those for several samples. Every sample is judged;
+        the first that disagrees (else the one with the largest error) is examined layer by layer. A size that the
+        runtime refuses while another agrees is a finding, not an error.
     tolerance
         "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed `Tolerance`.
     backend
-        What runs the candidate; ONNX Runtime on the CPU by default.
+        What runs an ONNX candidate; ONNX Runtime on the CPU by default.
     granularity
         Report one result per module call, or one per operator.
     valid
         Masks of what counts, by output or input name: True where a position matters. A mask of an input (an attention
-        mask of shape (batch, length), say) is used for every output that begins with its dimensions. Differences
-        anywhere else do not fail the verdict.
+        mask of shape (batch, length), say) is used for every output that begins with its dimensions. The name alone,
+        ``valid="attention_mask"``, takes that input of each sample as the mask; a list holds one item for each sample.
+        Differences anywhere else, and layers whose differences no output that counts depends on, do not fail the
+        verdict: see `Report.confined`.
+    pairs
+        Which tensor holds a layer's result, where that is known: ``{"layer1.0.conv": "/conv1/Conv_output_0"}``, or the
+        YAML file that `Report.write_pairs` writes. ``"act#1"`` or ``("act", 1)`` is the second call of a layer,
+        ``"lstm[1]"`` the second tensor of a tuple, ``"block:aten.add.Tensor"`` an operator in a layer's own forward.
     progress
         Show a progress bar on stderr.
 
     Raises
     ------
     InputError
-        The file or a sample cannot be used.
+        A side, a sample, a mask or a pair cannot be used.
     ReferenceFailedError
-        The model raised.
+        The reference module raised.
     BackendError
-        The runtime refused the graph.
+        The runtime refused the graph, or the candidate module raised.
     AlignmentError
-        No output of the model could be paired with one of the graph.
+        No output of the reference could be paired with one of the candidate.
 
     """
-    if not isinstance(reference, torch.nn.Module):
-        raise InputError(
-            f"reference: wanted a torch.nn.Module, got a {type(reference).__name__}; pass the model itself"
-        )
     _check_options(tolerance, granularity)
-    warnings = _training_warning(reference)
-    source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
-    graph = Graph(load(source))
+    expected, actual = open_reference(reference), open_candidate(candidate, backend)
     fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(reference, source, graph, backend or OnnxRuntime(), fixed, granularity, warnings, valid)
+    job = _Job(expected, actual, fixed, granularity, valid, read_pairs(pairs))
     with Progress(enabled=progress) as bar:
-        return combine([job.examine(sample, bar) for sample in samples(inputs)])
+        return job.run(inputs, bar)
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """One sample that ran on both sides, and how its outputs were judged."""
+
+    index: int
+    candidate: Candidate
+    reference: Reference
+    floor: Mapping[int, Noise]
+    outputs: OutputPairs
+    results: tuple[OutputResult, ...]
+    told: SampleResult
+
+    def rank(self) -> tuple[bool, float]:
+        """The higher, the more there is to see; the first sample that disagrees comes before all others."""
+        seen = [o.everywhere or o.shipped for o in self.results]
+        return not self.told.agrees, max((m.times_limit for m in seen if m and self.told.agrees), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """What stays the same from sample to sample."""
 
-    model: nn.Module
-    source: str | Path | onnx.ModelProto
-    graph: Graph
-    backend: Backend
+    reference: ReferenceSide
+    candidate: CandidateSide
     tolerance: Tolerance | None
     granularity: str
-    warnings: tuple[str, ...]
-    valid: Mapping[str, Any] | None
+    valid: Any
+    pairs: Mapping[str, str]
 
-    def examine(self, sample: Sample, bar: Progress) -> Report:
-        """The report on one sample."""
-        candidate = Candidate(
-            self.source, self.graph, self.backend, feeds_for(self.graph.inputs, sample, self.model)
-        ).flat()
-        bar.stage("running PyTorch")
-        reference = capture(self.model, sample.args, sample.kwargs)
+    def run(self, inputs: Any, bar: Progress) -> Report:
+        """The report on the sample that shows most, with the judgement of all; one sample is kept at a time."""
+        shown: _Judged | None = None
+        told: list[SampleResult] = []
+        refusal: LayerdiffError | None = None
+        for index, sample in enumerate(samples(inputs)):
+            try:
+                found = self.judge(index, sample, bar)
+            except (BackendError, FixedShapeError) as error:
+                refusal = refusal or error
+                told.append(self.refused(sample, error))
+                continue
+            told.append(found.told)
+            shown = found if shown is None or found.rank() > shown.rank() else shown
+        if shown is None:
+            assert refusal is not None  # there is at least one sample
+            raise refusal
+        return self.examine(shown, told, bar)
+
+    def judge(self, index: int, sample: Sample, bar: Progress) -> _Judged:
+        """Run one sample on both sides and compare the outputs."""
+        candidate = self.candidate.fed(sample, self.reference.feeds(sample))
+        bar.stage("running the reference")
+        reference = self.reference.capture(sample)
         bar.stage("measuring the noise floor")
-        floor = noise_floor(self.model, sample.args, sample.kwargs, reference)
-        limits = limits_for(reference, floor, self.tolerance)
-        bar.stage("running the ONNX model")
-        pairs = pair_outputs(reference, self.graph.outputs, hint=" ".join(self.warnings))
-        masks = masks_for(reference, pairs[0], self.valid)
+        floor = self.reference.noise_floor(sample, reference)
+        bar.stage("running the candidate")
+        pairs = pair_outputs(reference, candidate.graph.outputs, hint=" ".join(self.reference.warnings))
+        masks = masks_for(reference, pairs[0], self.valid, index)
         outputs = OutputPairs(reference, *pairs, floor, self.tolerance, masks)
         results = outputs.results(candidate.shipped, candidate.tapped)
-        observed = observe(candidate, outputs, results)
-        candidate = observed.candidate
+        told = judged(self._shapes(sample), results)
+        return _Judged(index, candidate, reference, floor, outputs, results, told)
+
+    def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
+        """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
+        try:
+            self.reference.capture(sample)
+        except ReferenceFailedError:
+            raise error from None
+        return SampleResult(self._shapes(sample), agrees=False, refused=str(error))
+
+    def _shapes(self, sample: Sample) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(array.shape) for name, array in self.reference.feeds(sample).items()}
+
+    def examine(self, sample: _Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
+        """The report on one sample."""
+        outputs, reference, floor = sample.outputs, sample.reference, sample.floor
+        observed = observe(sample.candidate, outputs, sample.results)
         bar.stage("aligning layers")
-        alignment = align(reference, candidate, outputs, limits)
+        limits = limits_for(reference, floor, self.tolerance)
+        given = resolved(self.pairs, reference, sample.candidate, outputs)
+        given, lost = still_there(given, observed.candidate)
+        alignment = align(reference, observed.candidate, outputs.everywhere(), limits, given)
         bar.stage("proving the accusation")
         origins, rounded = find_origins(alignment)
-        proofs = heal(alignment, origins, outputs)
-        found = [finding(alignment, o, floor, self.tolerance, h) for o, h in zip(origins, proofs, strict=True)]
-        everywhere = diffuse(alignment, rounded, outputs)
+        case = _prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in sample.results))
+        found = [finding(alignment, o, floor, self.tolerance, h) for o, h in case.diverging]
+        confined = [finding(alignment, o, floor, self.tolerance, h) for o, h in case.confined]
+        bar.stage("naming the cause")
+        stretches = [Stretch(alignment, o, d) for (o, _), (_, d) in zip(case.diverging, found, strict=True)]
+        explained = [] if observed.guilty else explain_all(stretches)
+        unproven = any(not e.diagnosis.verified for e in explained)
+        crossed = exchanged(observed.candidate, outputs) if unproven else None
+        if crossed is not None:
+            told_apart = inputs_exchanged(observed.candidate, outputs, crossed, reference.calls[0].type)
+            found, explained = [(0, told_apart[0])], [told_apart[1]]
         bar.stage("writing the report")
-        accused = {call: origin.sites for (call, _), origin in zip(found, origins, strict=True)}
+        accused = Accused(_sites(found, case.diverging), _sites(confined, case.confined), harmless=case.harmless)
         book = LayerBook(alignment, floor, self.tolerance, accused, rounded)
         calls = book.calls()
+        divergences = tuple(divergence for _, divergence in found)
         return Report(
-            divergences=tuple(divergence for _, divergence in found),
-            diagnoses=_diagnoses(observed, found),
-            diffuse=everywhere,
-            outputs=results,
+            divergences=divergences,
+            diagnoses=_diagnoses(observed, divergences, alignment, told, explained),
+            diffuse=None if case.harmless else diffuse(alignment, rounded, outputs),
+            outputs=sample.results,
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
-            environment=environment(self.backend, self.source),
-            warnings=observed.warnings + self.warnings + outputs.warnings(),
+            environment=environment(self.reference, self.candidate),
+            warnings=observed.warnings
+            + self.reference.warnings
+            + outputs.warnings()
+            + lost
+            + doubts(alignment)
+            + alignment.candidate.warnings,
+            confined=tuple(divergence for _, divergence in confined),
+            sample=sample.index,
+            samples=tuple(told),
         )
 
 
-def _diagnoses(observed: Observed, found: Sequence[tuple[int, Divergence]]) -> tuple[Diagnosis, ...]:
-    first = found[0][1] if found else None
-    causes = (
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """The origins, each with its proof: those that diverge, and those that no output that counts depends on."""
+
+    diverging: list[tuple[Origin, Healed | None]]
+    confined: list[tuple[Origin, Healed | None]]
+    harmless: bool
+
+
+def _prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, shipped_agrees: bool) -> _Case:
+    harmless = outputs.all_agree(alignment.candidate.tapped)
+    if shipped_agrees and not harmless:  # only the run that was looked into is wrong; a warning says so
+        return _Case([], [], harmless)
+    if harmless:  # what differs shows at excluded positions at most
+        proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
+        return _Case([], list(zip(origins, proofs, strict=True)), harmless)
+    proofs = heal(alignment, origins, outputs)
+    aside = confined_origins(alignment, origins, proofs, outputs)
+    if aside:
+        origins = [origin for origin in origins if origin not in aside]
+        proofs = heal(alignment, origins, outputs)
+    return _Case(list(zip(origins, proofs, strict=True)), [(origin, None) for origin in aside], harmless)
+
+
+def _sites(
+    found: Sequence[tuple[int, Divergence]], origins: Sequence[tuple[Origin, object]]
+) -> dict[int, tuple[int, ...]]:
+    """The sites of each accused call."""
+    return {call: origin.sites for (call, _), (origin, _) in zip(found, origins, strict=False)}
+
+
+def _diagnoses(
+    observed: Observed,
+    found: Sequence[Divergence],
+    alignment: Alignment,
+    told: Sequence[SampleResult],
+    explained: Sequence[Explained],
+) -> tuple[Diagnosis, ...]:
+    first = found[0] if found else None
+    around = (
         fusion_diagnosis(observed, first.layer if first is not None else ""),
         random_diagnosis(observed.candidate, first) if found else None,
+        *(layout_diagnoses(alignment, first.layer) if first is not None else ()),
     )
-    return tuple(cause for cause in causes if cause is not None)
+    sizes = size_diagnosis(told, first, alignment)
+    return ranked([d for d in around if d is not None], sizes, [e.diagnosis for e in explained])
 
 
 def _check_options(tolerance: object, granularity: object) -> None:
@@ -173,16 +286,3 @@ def _check_options(tolerance: object, granularity: object) -> None:
         raise InputError(f'tolerance: wanted "auto" or a Tolerance(rtol, atol), got {tolerance!r}')
     if granularity not in ("module", "op"):
         raise InputError(f'granularity: wanted "module" or "op", got {granularity!r}')
-
-
-def _training_warning(model: nn.Module) -> tuple[str, ...]:
-    """What train mode does to the layers that behave differently in it."""
-    norms = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
-    drops = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.dropout._DropoutNd)]  # noqa: SLF001
-    if not norms and not drops:
-        return ()
-    effects = [f"{len(norms)} BatchNorm layers use the statistics of the batch"] if norms else []
-    effects += [f"{len(drops)} Dropout layers drop at random"] if drops else []
-    text = f"the reference is in train mode: {' and '.join(effects)}; call model.eval() first unless that is meant"
-    log.warning(text)
-    return (text,)

@@ -101,16 +101,27 @@ def _gemm_parts(node: onnx.NodeProto) -> _Parts:
 
 
 def _skip_norm_parts(node: onnx.NodeProto) -> _Parts:
+    scale, shift = _operand(node, 2), _operand(node, 3)
+    yield from _skip_parts(node, _operand(node, 4))
+    inputs = [name for name in (_sum_output(node), scale, shift) if name]
+    epsilon = _attributes(node).get("epsilon", 1e-12)
+    yield _part(node, "LayerNormalization", inputs, node.output[0], axis=-1, epsilon=epsilon)
+
+
+def _skip_simplified_norm_parts(node: onnx.NodeProto) -> _Parts:
+    """ONNX Runtime keeps the norm itself in the standard domain, under a name of its own (root mean square only)."""
+    yield from _skip_parts(node, _operand(node, 3))
+    inputs, epsilon = [_sum_output(node), node.input[2]], _attributes(node).get("epsilon", 1e-12)
+    yield _part(node, "SimplifiedLayerNormalization", inputs, node.output[0], axis=-1, epsilon=epsilon)
+
+
+def _skip_parts(node: onnx.NodeProto, bias: str) -> _Parts:
+    """The sum before a norm."""
     total = _sum_output(node)
-    bias = _operand(node, 4)
     first = f"{node.output[0]}__skip" if bias else total
     yield _part(node, "Add", [node.input[0], node.input[1]], first)
     if bias:
         yield _part(node, "Add", [first, bias], total)
-    scale, shift = _operand(node, 2), _operand(node, 3)
-    epsilon = _attributes(node).get("epsilon", 1e-12)
-    inputs = [name for name in (total, scale, shift) if name]
-    yield _part(node, "LayerNormalization", inputs, node.output[0], axis=-1, epsilon=epsilon)
 
 
 def _sum_output(node: onnx.NodeProto) -> str:
@@ -205,6 +216,7 @@ _PARTS: dict[str, Callable[[onnx.NodeProto], _Parts]] = {
     "FusedConv": _conv_parts,
     "FusedGemm": _gemm_parts,
     "SkipLayerNormalization": _skip_norm_parts,
+    "SkipSimplifiedLayerNormalization": _skip_simplified_norm_parts,
     "BiasGelu": _bias_gelu_parts,
     "QLinearConv": _qlinear_conv_parts,
     "QLinearMatMul": _qlinear_matmul_parts,

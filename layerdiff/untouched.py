@@ -51,3 +51,31 @@ def inner_modules_run() -> Iterator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+@contextmanager
+def nothing_is_compiled() -> Iterator[None]:
+    """Let what torch.compile wraps run as it is written.
+
+    Control flow operators compile their bodies on their own, and a compiler that sees a frame under a dispatch mode
+    remembers to skip it: a later torch.export of the same model would fail.
+    """
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    if set_stance is None:
+        yield
+        return
+    with set_stance("force_eager"):
+        yield
+
+
+@contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Run what ``Module.compile`` compiled in place as it was before."""
+    compiled = [(m, m._compiled_call_impl) for m in model.modules() if getattr(m, "_compiled_call_impl", None)]  # noqa: SLF001
+    try:
+        for module, _ in compiled:
+            module._compiled_call_impl = None  # noqa: SLF001
+        yield
+    finally:
+        for module, call in compiled:
+            module._compiled_call_impl = call  # noqa: SLF001

@@ -17,6 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 import layerdiff
+from layerdiff.flatten import flattened
+from layerdiff.graph import Graph
 from layerdiff.model import (
     Coverage,
     Divergence,
@@ -156,6 +158,17 @@ def run(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> dict[str, np
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     names = [port.name for port in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+
+@pytest.fixture
+def laid_flat() -> Callable[..., tuple[Any, Any, onnx.ModelProto]]:
+    """The outputs of a model as it is and with its control flow laid flat, and the flat model."""
+
+    def both(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> tuple[Any, Any, onnx.ModelProto]:
+        flat = flattened(model, lambda proto, names: run(Graph(proto).rewritten(names), feeds))
+        return run(model, feeds), run(flat, feeds), flat
+
+    return both
 
 
 EXACT = Metrics(

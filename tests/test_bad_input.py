@@ -125,7 +125,7 @@ def test_truncated_external_data_is_refused(
         trace(classifier, path, image)
 
 
-@pytest.mark.parametrize("candidate", [None, 7, b"bytes", nn.Linear(1, 1)], ids=lambda c: type(c).__name__)
+@pytest.mark.parametrize("candidate", [None, 7, b"bytes", nn.Linear], ids=lambda c: type(c).__name__)
 def test_a_candidate_of_another_kind_is_refused(trace: Trace, candidate: Any) -> None:
     with refused(InputError, type(candidate).__name__):
         trace(EXP, candidate, X)
@@ -316,11 +316,9 @@ def test_a_network_fed_no_elements_agrees(trace: Trace) -> None:
 # The reference.
 
 
-@pytest.mark.parametrize(
-    "reference", [None, torch.exp, "model.pt", nn.Linear], ids=["None", "function", "str", "class"]
-)
+@pytest.mark.parametrize("reference", [None, torch.exp, nn.Linear], ids=["None", "function", "class"])
 def test_a_reference_that_is_no_module_is_refused(trace: Trace, reference: Any) -> None:
-    with refused(InputError, "reference: wanted a torch.nn.Module, got a ", type(reference).__name__):
+    with refused(InputError, "reference: wanted a torch.nn.Module", f"got a {type(reference).__name__}"):
         trace(reference, exponential(), X)
 
 

@@ -121,6 +121,40 @@ def test_a_fixed_tolerance_and_the_granularity_reach_the_trace(folder: Path, run
     assert any(row.op == "aten.add.Tensor" for row in layerdiff.load("ops.json").layers)
 
 
+def test_pairs_are_written_edited_and_read_back(folder: Path, run: Run) -> None:
+    arguments = ("trace", "mymodels:build_with_inputs", "bad.onnx", "-q")
+    code, out, _ = run(*arguments, "--write-pairs", "mapping.yaml", "--save", "first.json")
+    assert code == 1
+    assert "wrote mapping.yaml" in out
+    text = Path("mapping.yaml").read_text(encoding="utf-8")
+    Path("mapping.yaml").write_text(text.replace("# block.0: ", "block.0: "), encoding="utf-8")
+    code, _, _ = run(*arguments, "--pairs", "mapping.yaml", "--save", "second.json", "--write-pairs", "mapping.yaml")
+    assert code == 1
+    given = {row.key: str(row.evidence) for row in layerdiff.load("second.json").layers}
+    assert given["block.0"] == "given"
+    assert "\nblock.0: " in Path("mapping.yaml").read_text(encoding="utf-8")
+    assert run("report", "first.json", "--write-pairs", "again.yaml")[0] == 1
+    assert Path("again.yaml").read_text(encoding="utf-8") == text
+
+
+def test_masks_come_from_a_file(folder: Path, run: Run) -> None:
+    arguments = ("trace", "mymodels:build_with_inputs", "-q", "--valid", "mask.npz")
+    np.savez("mask.npz", image=[True, False])
+    assert run(*arguments, "good.onnx")[0] == 0
+    assert run(*arguments, "bad.onnx")[0] == 1
+    np.savez("mask.npz", image=[False, False])
+    code, _, err = run(*arguments, "bad.onnx")
+    assert code == 2
+    assert "nothing is left to compare" in err
+
+
+def test_a_frozen_size_exits_with_one(folder: Path, run: Run) -> None:
+    np.save("larger.npy", np.zeros((2, 3, 12, 12), np.float32))
+    code, out, _ = run("trace", "mymodels:build", "good.onnx", "-q", "-i", "x.npy", "-i", "larger.npy")
+    assert code == 1
+    assert out.startswith("Agrees at 2x3x10x10 and is refused at 2x3x12x12")
+
+
 def test_the_progress_bar_goes_to_stderr(folder: Path, run: Run) -> None:
     _, out, err = run("trace", "mymodels:build_with_inputs", "good.onnx")
     assert "done" in err
@@ -135,10 +169,14 @@ UNUSABLE = {
     "no colon": (("mymodels", "good.onnx"), "'mymodels': wanted package.module:name"),
     "no such module": (("nowhere.models:build", "good.onnx"), "cannot import nowhere"),
     "no such name": (("mymodels:missing", "good.onnx"), "has no 'missing'"),
-    "not a model": (("mymodels:not_a_model", "good.onnx", "-i", "x.npy"), "wanted a torch.nn.Module, got a int"),
+    "not a model": (("mymodels:not_a_model", "good.onnx", "-i", "x.npy"), "ModelProto), got a int"),
     "no folder for a page": (("mymodels:build_with_inputs", "bad.onnx", "--html", "no/where.html"), "does not exist"),
     "no folder for a plot": (("mymodels:build_with_inputs", "bad.onnx", "--plot", "no/where.png"), "does not exist"),
     "no folder for a table": (("mymodels:build_with_inputs", "bad.onnx", "--csv", "no/where.csv"), "does not exist"),
+    "masks that are not there": (("mymodels:build_with_inputs", "bad.onnx", "--valid", "no.npz"), "no such file"),
+    "masks of one array": (("mymodels:build_with_inputs", "bad.onnx", "--valid", "x.npy"), "not an .npz file"),
+    "pairs that are not there": (("mymodels:build_with_inputs", "bad.onnx", "--pairs", "no.yaml"), "no such file"),
+    "no folder for pairs": (("mymodels:build_with_inputs", "bad.onnx", "--write-pairs", "no/p.yaml"), "does not exist"),
     "no folder for a report": (("mymodels:build_with_inputs", "bad.onnx", "--save", "no/where.json"), "does not exist"),
 }
 

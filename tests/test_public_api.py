@@ -19,6 +19,7 @@ PUBLIC = [
     "Diagnosis",
     "Diffuse",
     "Divergence",
+    "FixedShapeError",
     "InputError",
     "LayerResult",
     "LayerdiffError",
@@ -29,6 +30,7 @@ PUBLIC = [
     "Report",
     "RoundedLayer",
     "SampleError",
+    "SampleResult",
     "Status",
     "Tolerance",
     "load",
@@ -49,13 +51,23 @@ def test_trace_takes_reference_candidate_inputs_and_the_rest_by_keyword() -> Non
     parameters = inspect.signature(layerdiff.trace).parameters
     positional = [name for name, p in parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD]
     assert positional == ["reference", "candidate", "inputs"]
-    assert {"tolerance", "backend", "granularity", "progress"} <= set(parameters)
+    assert {"tolerance", "backend", "granularity", "valid", "pairs", "progress"} <= set(parameters)
     assert parameters["tolerance"].default == "auto"
     assert parameters["granularity"].default == "module"
 
 
 def test_a_report_has_the_views_that_are_promised() -> None:
-    promised = ("agrees", "verdict", "first_divergence", "to_frame", "plot", "to_html", "to_dict", "save")
+    promised = (
+        "agrees",
+        "verdict",
+        "first_divergence",
+        "to_frame",
+        "plot",
+        "to_html",
+        "to_dict",
+        "save",
+        "write_pairs",
+    )
     assert all(hasattr(layerdiff.Report, name) for name in promised)
 
 

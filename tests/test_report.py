@@ -27,15 +27,17 @@ from layerdiff.model import (
     Metrics,
     Noise,
     OutputResult,
+    SampleResult,
     Status,
 )
-from layerdiff.report import Report, combine
 from layerdiff.report.archive import to_dict
 from tests.conftest import EXACT, divergence, far, layer, report_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from layerdiff.report import Report
 
 HEALED = Healed(before=0.5, after=1e-7, agrees=True)
 SHRUNK = Healed(before=0.5, after=0.1, agrees=False)
@@ -133,17 +135,65 @@ def test_outputs_of_other_shapes_are_told_with_both_shapes() -> None:
     assert "(2, 5) vs (5, 2)" in replace(AGREES, outputs=outputs).verdict
 
 
+GOOD = SampleResult({"image": (1, 3, 64, 64)}, agrees=True, max_abs=1e-7, times_limit=0.1)
+BAD = SampleResult({"image": (1, 3, 96, 64)}, agrees=False, max_abs=0.5, times_limit=5e5)
+REFUSED = SampleResult(
+    {"image": (1, 3, 32, 32)}, agrees=False, refused="onnxruntime failed while running: dim mismatch"
+)
+
+
 def test_the_sample_is_named_when_there_are_several() -> None:
-    assert "(sample 2 of 3)" in replace(DIVERGES, sample=1, samples=3).verdict
-    assert "sample" not in DIVERGES.verdict
+    assert "(sample 2 of 3)" in replace(DIVERGES, sample=1, samples=(GOOD, BAD, GOOD)).verdict
+    assert "sample" not in replace(DIVERGES, samples=(BAD,)).verdict
+    assert "agree on all 2 samples (worst: sample 2 of 2)" in replace(AGREES, sample=1, samples=(GOOD, GOOD)).verdict
 
 
-def test_of_several_reports_the_first_bad_one_is_shown_else_the_worst() -> None:
-    bad = combine([AGREES, DIVERGES, SEVERAL])
-    assert (bad.sample, bad.samples, bad.divergences) == (1, 3, DIVERGES.divergences)
-    nearly = replace(EXACT, max_abs=9e-7, times_limit=0.9)
-    worse = replace(AGREES, outputs=(replace(AGREES.outputs[0], shipped=nearly),))
-    assert combine([AGREES, worse, AGREES]).sample == 1
+def test_agreement_at_one_size_and_divergence_at_another_leads_the_verdict() -> None:
+    verdict = replace(DIVERGES, sample=1, samples=(GOOD, BAD, GOOD)).verdict
+    assert verdict.startswith("Agrees at 1x3x64x64 and diverges at 1x3x96x64: something was frozen")
+    assert "block.conv [Conv2d" in verdict
+
+
+def test_samples_of_one_size_that_differ_in_verdict_are_only_counted() -> None:
+    verdict = replace(DIVERGES, sample=1, samples=(GOOD, replace(BAD, shapes=GOOD.shapes))).verdict
+    assert verdict.startswith("1 of 2 samples agrees. block.conv")
+    assert "frozen" not in verdict
+
+
+def test_a_size_at_which_some_samples_agree_and_some_do_not_is_no_matter_of_size() -> None:
+    mixed = (GOOD, BAD, replace(BAD, agrees=True))
+    assert "frozen" not in replace(DIVERGES, sample=1, samples=mixed).verdict
+
+
+def test_a_refused_size_fails_the_verdict_and_gives_the_runtimes_words() -> None:
+    report = replace(AGREES, samples=(GOOD, REFUSED))
+    assert not report.agrees
+    assert report.verdict.startswith("Agrees at 1x3x64x64 and is refused at 1x3x32x32: something was frozen")
+    assert "dim mismatch" in report.verdict
+    assert "no layer could be accused" not in report.verdict
+
+
+def test_every_sample_has_a_line_of_its_own() -> None:
+    text = str(replace(DIVERGES, sample=1, samples=(GOOD, BAD, REFUSED)))
+    assert "sample 1 (1x3x64x64): agrees, max-abs 1e-07\n" in text
+    assert "sample 2 (1x3x96x64): diverges, max-abs 0.5\n" in text
+    assert "sample 3 (1x3x32x32): refused, onnxruntime failed while running: dim mismatch\n" in text
+    assert "sample 1" not in str(replace(DIVERGES, samples=(BAD,)))
+
+
+def test_every_sample_is_in_the_page_and_survives_the_file(tmp_path: Path) -> None:
+    report = replace(DIVERGES, sample=1, samples=(GOOD, BAD, REFUSED))
+    page = report.to_html(tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "<td>sample 3 (1x3x32x32)</td>" in page
+    assert layerdiff.load(report.save(tmp_path / "report.json")) == report
+
+
+def test_excluded_positions_that_differ_are_told_without_failing() -> None:
+    outputs = (replace(AGREES.outputs[0], everywhere=far(0.5)),)
+    report = replace(AGREES, outputs=outputs, confined=(divergence("block.conv", HEALED),))
+    assert report.agrees
+    assert report.first_divergence is None
+    assert "differ only at positions that `valid` excludes (max-abs 0.5), first at block.conv [" in report.verdict
 
 
 def test_the_text_of_a_report(golden: Callable[[str, str], None]) -> None:
@@ -497,7 +547,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 FOREIGN = {
     "a list": (lambda _: [1, 2], "JSON, but not a layerdiff report"),
     "another format": (lambda c: c.update(format="junit"), "JSON, but not a layerdiff report"),
-    "a newer version": (lambda c: c.update(version=99), "report version 99, this layerdiff reads 1"),
+    "a newer version": (lambda c: c.update(version=99), "report version 99, this layerdiff reads 2"),
     "a missing field": (lambda c: c.pop("layers") and None, "a layerdiff report with damaged content"),
     "a number for a list": (lambda c: c.update(layers=5), "a layerdiff report with damaged content"),
     "a text for a number": (lambda c: c.update(samples="many"), "a layerdiff report with damaged content"),

@@ -12,6 +12,7 @@ from torch import nn
 
 from benchmarks.comparison import HealthyCase, answer, compare, score, summary
 from benchmarks.faults import Fault, FaultyCase
+from benchmarks.faults.category import Category
 from benchmarks.rivals import RIVALS, Fresh, NotApplicable, Verdict, fresh_export
 from tests.zoo.exports import Exporter, Treatment, export, quiet, treat
 
@@ -150,7 +151,7 @@ def test_layerdiff_and_the_rivals_answer_the_same_cases() -> None:
     way = (Exporter.DYNAMO, Treatment.RAW)
     healthy = HealthyCase("tiny-dynamo-raw", tiny(), INPUTS, fresh(way[0]).proto, *way)
     fault = Fault("bias-wrong", "head.1", (), "one element is 0.5 too large")
-    faulty = FaultyCase("0-tiny", tiny(), INPUTS, with_wrong_bias(way[0]), fault, *way)
+    faulty = FaultyCase("0-tiny", tiny(), INPUTS, with_wrong_bias(way[0]), fault, *way, Category.SINGLE, "tiny")
     table = summary(compare([faulty], [healthy], {HOOKS: RIVALS[HOOKS], FOLDING: RIVALS[FOLDING]}))
     assert list(table.exact) == [100.0, 100.0]
     assert list(table["false alarms"]) == ["0 of 1", "0 of 1"]

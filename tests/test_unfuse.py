@@ -54,6 +54,15 @@ def _skip_norm():
     return _model(node, arrays, [2, 4, 8], 3)
 
 
+def _skip_simplified_norm(*, biased):
+    inputs = ["x", "skip", "g", *(["b"] if biased else [])]
+    node = helper.make_node(
+        "SkipSimplifiedLayerNormalization", inputs, ["y"], "fused", domain="com.microsoft", epsilon=1e-3
+    )
+    arrays = {"skip": RNG.standard_normal((2, 4, 8))} | {name: RNG.standard_normal(8) for name in inputs[2:]}
+    return _model(node, arrays, [2, 4, 8], 3)
+
+
 def _bias_gelu():
     node = helper.make_node("BiasGelu", ["x", "b"], ["y"], "fused", domain="com.microsoft")
     return _model(node, {"b": RNG.standard_normal(8)}, [2, 8], 2)
@@ -67,6 +76,8 @@ FUSED = {
     "sum": lambda: _conv("Relu", [], ("z",)),
     "gemm": _gemm,
     "skip-norm": _skip_norm,
+    "skip-simplified-norm": lambda: _skip_simplified_norm(biased=False),
+    "skip-simplified-norm-biased": lambda: _skip_simplified_norm(biased=True),
     "bias-gelu": _bias_gelu,
 }
 

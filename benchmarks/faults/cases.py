@@ -8,14 +8,13 @@ import random
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from benchmarks.faults.category import Category, kinds_of, subjects
 from benchmarks.faults.fault import FaultyCase, FaultyPair
 from benchmarks.faults.fusion import fused_with
 from benchmarks.faults.pairs import Planting, make_pair
 from benchmarks.faults.proof import Rejected, check_place, exported, output_of
-from benchmarks.faults.registry import IN_SEVERAL_LAYERS, KINDS, Plant, plant
-from benchmarks.faults.subject import Subject, Way, subject
+from benchmarks.faults.registry import IN_SEVERAL_LAYERS, Plant, plant
 from benchmarks.faults.workpiece import Workpiece
-from tests.zoo import MODELS
 from tests.zoo.exports import Treatment
 
 if TYPE_CHECKING:
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from benchmarks.faults.fault import Fault
+    from benchmarks.faults.subject import Subject, Way
 
 ATTEMPTS = 5
 """Draws of one kind in one model before another model is taken."""
@@ -34,32 +34,37 @@ GIVE_UP = 3
 class Foundry:
     """Makes cases and keeps count of what was made and what was rejected.
 
-    `models` are names from MODELS or CONTROL_FLOW_MODELS, `kinds` is KINDS or ONE_CALL_KINDS.
+    `models` are names from MODELS or CONTROL_FLOW_MODELS. Models and kinds are those of the category if not given.
     """
 
     def __init__(
-        self, seed: int, models: Sequence[str] | None = None, kinds: Mapping[str, tuple[Plant, ...]] = KINDS
+        self,
+        seed: int,
+        models: Sequence[str] | None = None,
+        kinds: Mapping[str, tuple[Plant, ...]] | None = None,
+        category: Category = Category.SINGLE,
     ) -> None:
         self._rng = random.Random(seed)
-        self._kinds = kinds
-        self._subjects = [subject(name) for name in models or MODELS]
+        self._category = category
+        self._kinds = kinds_of(category) if kinds is None else kinds
+        self._subjects = subjects(category, models)
         self._seen: set[tuple[str, ...]] = set()
         self.made: Counter[str] = Counter()
         self.rejected: Counter[tuple[str, str]] = Counter()
         self._failed: Counter[tuple[str, str]] = Counter()
         self._barren: set[tuple[str, str]] = set()
 
-    def cases(self, count: int) -> Iterator[FaultyCase]:
-        """`count` cases, or fewer if no kind fits any of the models any more."""
-        for number in range(count):
+    def cases(self, count: int, start: int = 0) -> Iterator[FaultyCase]:
+        """`count` cases, numbered from `start`, or fewer if no kind fits any of the models any more."""
+        for number in range(start, start + count):
             case = self._next(number)
             if case is None:
                 return
             yield case
 
-    def pairs(self, count: int) -> Iterator[FaultyPair]:
-        """`count` exports with two faults each, or fewer if none can be found any more."""
-        for number in range(count):
+    def pairs(self, count: int, start: int = 0) -> Iterator[FaultyPair]:
+        """`count` exports with two faults each, numbered from `start`, or fewer if none can be found any more."""
+        for number in range(start, start + count):
             pair = self._next_pair(number)
             if pair is None:
                 return
@@ -96,8 +101,9 @@ class Foundry:
         check_place(target, piece, fault)
         proto = exported(target, piece, way, output_of(target, piece), target.expected)
         self._seen.add(key)
-        name = _name(number, target, (fault,), way)
-        return FaultyCase(name, *_original(target), proto, _in_file(target, fault, way), *way)
+        name = _name(number, self._category, target, (fault,), way)
+        fault = _in_file(target, fault, way)
+        return FaultyCase(name, *_original(target), proto, fault, *way, self._category, target.name)
 
     def _next_pair(self, number: int) -> FaultyPair | None:
         every = [kind for kind in self._kinds if kind not in IN_SEVERAL_LAYERS]
@@ -119,7 +125,8 @@ class Foundry:
         one, two = (Planting(self._kinds, kind, self._rng.getrandbits(63)) for kind in kinds)
         (first, second), proto = make_pair(target, (one, two), way)
         faults = (_in_file(target, first, way), _in_file(target, second, way))
-        return FaultyPair(_name(number, target, faults, way), *_original(target), proto, faults, *way)
+        name = _name(number, Category.PAIR, target, faults, way)
+        return FaultyPair(name, *_original(target), proto, faults, *way, Category.PAIR, target.name)
 
     def _way(self, target: Subject) -> Way:
         way: Way = self._by_use("way", list(target.ways))[0]
@@ -159,8 +166,10 @@ def _in_file(target: Subject, fault: Fault, way: Way) -> Fault:
     return dataclasses.replace(fault, also_ok=tuple(dict.fromkeys((*fault.also_ok, *fused))))
 
 
-def _name(number: int, target: Subject, faults: tuple[Fault, ...], way: Way) -> str:
-    return "-".join([f"{number:04d}", target.name, *(fault.kind for fault in faults), *(part.value for part in way)])
+def _name(number: int, category: Category, target: Subject, faults: tuple[Fault, ...], way: Way) -> str:
+    kinds = [fault.kind for fault in faults if fault.kind != category.value]
+    parts = [f"{number:04d}", target.name, *kinds, *(part.value for part in way)]
+    return "-".join(parts if category is Category.SINGLE else [category.value, *parts])
 
 
 def _text(choice: object) -> str:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import Tensor, nn
 
+    from benchmarks.faults.category import Category
     from tests.zoo.exports import Exporter, Treatment
 
 
@@ -37,7 +38,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultyCase:
-    """A healthy model, its inputs, and an export that computes something else."""
+    """A healthy model, its inputs, and an export that computes something else. `subject` is the model's name."""
 
     name: str
     model: nn.Module
@@ -46,6 +47,8 @@ class FaultyCase:
     fault: Fault
     exporter: Exporter
     treatment: Treatment
+    category: Category
+    subject: str
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class FaultyPair:
     faults: tuple[Fault, Fault]
     exporter: Exporter
     treatment: Treatment
+    category: Category
+    subject: str
 
 
 def joined(*groups: tuple[str, ...], but: str) -> tuple[str, ...]:

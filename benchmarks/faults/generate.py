@@ -1,6 +1,6 @@
 """A table of faulty exports and of how often each kind was made and rejected.
 
-`python -m benchmarks.faults.generate --count 50 --seed 0 [--models resnet yolo] [--what pairs]`
+`python -m benchmarks.faults.generate --count 50 --seed 0 [--models resnet yolo] [--what pair]`
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from benchmarks.faults.cases import Foundry
-from benchmarks.faults.one_call import ONE_CALL_KINDS
-from benchmarks.faults.registry import KINDS
+from benchmarks.faults.category import Category, kinds_of
 from tests.zoo import MODELS
 from tests.zoo.control_flow import CONTROL_FLOW_MODELS
 
@@ -29,12 +28,10 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", nargs="*", choices=[*MODELS, *CONTROL_FLOW_MODELS])
-    parser.add_argument("--what", choices=["cases", "pairs", "one-call", "control-flow"], default="cases")
+    parser.add_argument("--what", choices=[*Category], type=Category, default=Category.SINGLE)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    models = options.models or list(CONTROL_FLOW_MODELS if options.what == "control-flow" else MODELS)
-    kinds = ONE_CALL_KINDS if options.what == "one-call" else KINDS
-    foundry = Foundry(options.seed, models, kinds)
+    foundry = Foundry(options.seed, options.models, category=options.what)
     start = time.perf_counter()
     number = 0
     for name, faults in _made(foundry, options.what, options.count):
@@ -42,11 +39,11 @@ def main() -> None:
         print(f"{name:62} {' AND '.join(_text(fault) for fault in faults)}", flush=True)
     seconds = time.perf_counter() - start
     print(f"\n{number} made in {seconds:.0f} s, {seconds / max(1, number):.2f} s each\n")
-    _summary(foundry, list(kinds))
+    _summary(foundry, list(kinds_of(options.what)))
 
 
-def _made(foundry: Foundry, what: str, count: int) -> Iterable[tuple[str, tuple[Fault, ...]]]:
-    if what == "pairs":
+def _made(foundry: Foundry, what: Category, count: int) -> Iterable[tuple[str, tuple[Fault, ...]]]:
+    if what is Category.PAIR:
         return ((pair.name, pair.faults) for pair in foundry.pairs(count))
     return ((case.name, (case.fault,)) for case in foundry.cases(count))
 

@@ -48,14 +48,17 @@ class Operator:
 class Survey:
     """The calls of one healthy run, in the order in which they began.
 
-    A fault is looked for no further than `focus`, the path of the module to stay in.
+    A fault is looked for no further than `focus`, the path of the module to stay in, and in the modules `among` alone,
+    where that is given.
     """
 
     calls: tuple[Call, ...]
     operators: tuple[Operator, ...] = field(repr=False)
     results: frozenset[Key]
     canonical: dict[str, str] = field(repr=False)
+    inputs: tuple[Tensor, ...] = field(repr=False)
     focus: str = ""
+    among: frozenset[str] | None = None
 
     def paths(self) -> list[str]:
         """The module paths in the focus that ran, each once, in order of first call."""
@@ -73,6 +76,24 @@ class Survey:
 
     def focused(self, path: str) -> Survey:
         return dataclasses.replace(self, focus=path)
+
+    def restricted(self, paths: Iterable[str]) -> Survey:
+        return dataclasses.replace(self, among=frozenset(paths))
+
+    def leaves(self) -> list[str]:
+        """The modules that call no other and that the result depends on, in order of first call."""
+        live = self._live()
+        paths = self.paths()
+        inner = [path for path in paths if not any(_encloses(path, other) for other in paths)]
+        return [path for path in inner if any(call.written & live for call in self.of(path))]
+
+    def _live(self) -> frozenset[Key]:
+        """The tensors that the result was computed from."""
+        live = set(self.results)
+        for operator in reversed(self.operators):
+            if operator.written & live:
+                live |= operator.read
+        return frozenset(live)
 
     def narrowed(self, path: str, number: int) -> Survey:
         """The same run, but of this module only one call, counted from 0, and that in focus."""
@@ -115,7 +136,8 @@ class Survey:
         return list(dict.fromkeys([*makers, *givers]))
 
     def _focused(self) -> Iterator[Call]:
-        return (call for call in self.calls if within(self.focus, call.path))
+        among = self.among
+        return (c for c in self.calls if within(self.focus, c.path) and (among is None or c.path in among))
 
 
 def within(outer: str, path: str) -> bool:
@@ -148,7 +170,7 @@ def survey(model: nn.Module, inputs: tuple[Tensor, ...], seams: frozenset[str]) 
     aliases = watched.named_modules(remove_duplicate=False)
     calls = tuple(sorted(watcher.calls, key=lambda call: call.order))
     canonical = {path: first_names[id(module)] for path, module in aliases}
-    return Survey(calls, tuple(watcher.operators), watcher.keys(result), canonical)
+    return Survey(calls, tuple(watcher.operators), watcher.keys(result), canonical, inputs)
 
 
 class _Watcher(TorchFunctionMode):

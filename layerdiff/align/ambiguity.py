@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.align.structure import Family
-    from layerdiff.graph import Graph
+    from layerdiff.candidate import Candidate
 
 
-def in_order(matched: Mapping[int, list[str]], families: Mapping[int, Family], graph: Graph) -> dict[int, list[str]]:
+def in_order(
+    matched: Mapping[int, list[str]], families: Mapping[int, Family], candidate: Candidate
+) -> dict[int, list[str]]:
     """The matches, without those that cross the order of computation in a group of equals."""
-    owners = {name: family.members[0] for name, family in tensor_families(graph).items()}
+    graph = candidate.graph
+    owners = {name: family.members[0] for name, family in tensor_families(graph, candidate.moving).items()}
     roots = {value: families[value].members[0] if value in families else value for value in matched}
     live = {name for name in owners if graph.is_live(name)}
     position = {name: i for i, name in enumerate([*(port.name for port in graph.inputs), *graph.computed])}

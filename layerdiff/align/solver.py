@@ -16,17 +16,20 @@ import numpy as np
 
 from layerdiff.align import structure
 from layerdiff.align.ambiguity import in_order
+from layerdiff.align.given import settle
+from layerdiff.align.layout import layouts, turned
 from layerdiff.align.names import affinity
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
 from layerdiff.graph import Injection
 from layerdiff.model import Evidence, Pair
-from layerdiff.operators import base_name, likeness
+from layerdiff.operators import base_name, is_batch_norm, likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.candidate import Candidate
+    from layerdiff.layout import Axes
     from layerdiff.measure import Limit
     from layerdiff.model import Reference, Site
     from layerdiff.outputs import OutputPairs
@@ -57,13 +60,20 @@ class Alignment:
     isolated: dict[str, Array] = field(default_factory=dict)
     tied: dict[tuple[int, int], dict[str, Tie]] = field(default_factory=dict)
     families: dict[int, structure.Family] = field(default_factory=dict)
+    unconfirmed: frozenset[int] = frozenset()
 
     def live(self, value: int) -> list[str]:
         """The live tensors that hold a value in the normal run."""
         return [name for name in self.matched.get(value, ()) if self.candidate.graph.is_live(name)]
 
     def pair(self, value: int) -> Pair | None:
-        """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed."""
+        """The best counterpart of a value: one with the same numbers, else a proposal that runs confirmed.
+
+        What holds for a value holds for all that are only reshapes of it.
+        """
+        given = self.proposed.get(value)
+        if given is not None and given.evidence is Evidence.GIVEN:
+            return given
         if value in self.outputs:
             return Pair(value, self.outputs[value], Evidence.OUTPUT)
         if value in self.constants:
@@ -71,7 +81,8 @@ class Alignment:
         for names, evidence in ((self.live(value), Evidence.VALUES), (self.isolated_matches.get(value), None)):
             if names:
                 return Pair(value, self._same_shape(value, names), evidence or Evidence.ISOLATED_VALUES)
-        return self.proposed.get(value)
+        root = self.root(value)
+        return self.proposed.get(value) or (None if root == value else self.pair(root))
 
     def _same_shape(self, value: int, names: list[str]) -> str:
         shape, arrays = self.reference.values[value].shape, self.candidate.tapped
@@ -100,9 +111,10 @@ class Alignment:
         array, actual = self.reference.values[value].array, self.candidate.tapped[tensor]
         assert array is not None
         moved = array if axes is None else array.transpose(axes)
-        if moved.size != actual.size:  # the candidate computes another shape there: it is fed the right one
-            return moved.astype(actual.dtype, copy=False)
-        return moved.reshape(actual.shape).astype(actual.dtype, copy=False)
+        with np.errstate(over="ignore"):  # a value beyond the range of a half precision tensor is infinite in it
+            typed = moved.astype(actual.dtype, copy=False)
+        # Where the candidate computes another shape, it is fed the right one.
+        return typed if moved.size != actual.size else typed.reshape(actual.shape)
 
     def holds(self, value: int, actual: Array | None) -> bool:
         """Whether an array holds the numbers of a value, in memory order."""
@@ -110,6 +122,19 @@ class Alignment:
         if array is None or actual is None or array.size != actual.size:
             return False
         return same_numbers(array, actual, self.limits[value])
+
+    def turned(self) -> dict[str, Axes]:
+        """The outputs that come out right from right inputs but for the order of their axes, with the axes to use."""
+        found = {}
+        for value, name in (self.outputs | self.misshapen).items():
+            array, actual = self.reference.values[value].array, self.isolated.get(name)
+            if array is not None and not (
+                actual is not None and actual.shape == array.shape and self.holds(value, actual)
+            ):
+                axes = turned(array, actual, self.limits[value])
+                if axes is not None:
+                    found[name] = axes
+        return found
 
     def resembles(self, value: int, actual: Array | None) -> bool:
         """Whether an array is close enough to a value to be it, computed less precisely or with a small fault."""
@@ -125,11 +150,20 @@ class Alignment:
         return [Injection(t, self.expected_for(t, v)) for t, v in pairs.items() if t not in inputs]
 
 
-def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Limit]) -> Alignment:
-    """Pair values with tensors; the outputs are paired from the start."""
+def align(
+    reference: Reference,
+    candidate: Candidate,
+    outputs: OutputPairs,
+    limits: Mapping[int, Limit],
+    given: Mapping[int, Pair] | None = None,
+) -> Alignment:
+    """Pair values with tensors; the outputs, and what the user has given, are paired from the start."""
     known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
     families = structure.value_families(reference)
-    matched = in_order(match_values(known, candidate.tapped, limits), families, candidate.graph)
+    plain = match_values(known, candidate.tapped, limits)
+    foreign = layouts(known, plain, candidate, limits)
+    candidate = candidate.in_layout(foreign)
+    matched = in_order(match_values(known, candidate.tapped, limits) if foreign else plain, families, candidate)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)
     for value, name in comparable.items():
@@ -140,12 +174,22 @@ def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limi
     constants = match_values(fixed, candidate.constants, limits)
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
     found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants, families=families)
-    if not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items()):
-        return found
-    found.tied = ties(reference, candidate.graph, candidate.constants)
+    settle(found, given or {})
+    settled = not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items())
+    return _completed(found, known, settled=settled)
+
+
+def _completed(found: Alignment, known: Mapping[int, Array], *, settled: bool) -> Alignment:
+    """The alignment with counterparts for what values could not pair, as far as runs confirm them."""
+    candidate, limits = found.candidate, found.limits
     proposer = _Proposer(found)
+    if settled and not found.proposed and not proposer.could_pair():
+        return found
+    found.tied = ties(found.reference, candidate.graph, candidate.constants)
     for _ in range(ROUNDS):
         proposer.propose()
+        if settled and not found.proposed:
+            return found  # the outputs agree, and nothing inside is left that could differ
         found.isolated = candidate.isolated(found.injections(found.forced()))
         unmatched = {i: known[i] for i in proposer.unpaired_values() if i in known}
         fresh = match_values(unmatched, proposer.open_tensors(), limits)
@@ -153,6 +197,7 @@ def align(reference: Reference, candidate: Candidate, outputs: OutputPairs, limi
         if not proposer.drop_refuted() and not fresh:
             break
     found.isolated = candidate.isolated(found.injections(found.forced()))
+    found.unconfirmed = proposer.unconfirmed()
     return found
 
 
@@ -163,15 +208,15 @@ class _Proposer:
         self._alignment = alignment
         self._reference, self._graph = alignment.reference, alignment.candidate.graph
         self._value_families = alignment.families
-        self._tensor_families = structure.tensor_families(self._graph)
+        self._tensor_families = structure.tensor_families(self._graph, alignment.candidate.moving)
         self._value_order = structure.value_order(self._reference)
         self._tensor_order = structure.tensor_order(self._graph)
         self._refuted: set[tuple[int, str]] = set()
         self._folded_away = self._convolutions_before_folded_norms()
 
     def _convolutions_before_folded_norms(self) -> set[int]:
-        """The sites whose result only a BatchNorm reads, in a graph without BatchNormalization."""
-        if any(node.op == "BatchNormalization" for node in self._graph.nodes):
+        """The sites whose result only a BatchNorm reads, in a graph without one."""
+        if any(is_batch_norm(node.op) for node in self._graph.nodes):
             return set()
         readers: dict[int, list[Site]] = {}
         for site in self._reference.sites:
@@ -181,7 +226,7 @@ class _Proposer:
             site.index
             for site in self._reference.sites
             if base_name(site.op) == "convolution"
-            and all("batch_norm" in reader.op for reader in readers.get(site.outputs[0], ()))
+            and all(is_batch_norm(reader.op) for reader in readers.get(site.outputs[0], ()))
             and readers.get(site.outputs[0])
         }
 
@@ -195,6 +240,17 @@ class _Proposer:
         for i, j in structure.best_pairing(scores, THRESHOLD):
             evidence = Evidence.WEIGHTS if self._tie(values[i], tensors[j]) else Evidence.STRUCTURE
             self._alignment.proposed[values[i]] = Pair(values[i], tensors[j], evidence, float(scores[i, j]))
+
+    def could_pair(self) -> bool:
+        """Whether an open value and an open tensor are of one size and kind; cheap to tell, unlike weights."""
+        sizes = {(array.size, comparable_kind(array)) for array in self.open_tensors().values()}
+        for value in self._open_values() if sizes else ():
+            array, site = self._reference.values[value].array, self._reference.producer(value)
+            assert array is not None
+            folded = site is not None and site.index in self._folded_away
+            if not folded and (array.size, comparable_kind(array)) in sizes:
+                return True
+        return False
 
     def unpaired_values(self) -> set[int]:
         """The values of every family of which nothing is paired."""
@@ -211,7 +267,7 @@ class _Proposer:
             known = self._reference.values[value]
             if family is None or family.members[0] != value or known.array is None or known.site is None:
                 continue
-            if value in unpaired:
+            if value in unpaired and known.array.size:
                 found.append(value)
         return found
 
@@ -297,13 +353,25 @@ class _Proposer:
         refuted = {
             value: pair
             for value, pair in found.proposed.items()
-            if pair.tensor not in confirmed
+            if pair.evidence is not Evidence.GIVEN
+            and pair.tensor not in confirmed
             and not found.resembles(value, found.isolated.get(pair.tensor))
             and not self._kept_by_weights(pair)
         }
         self._refuted |= {(value, pair.tensor) for value, pair in refuted.items()}
         found.proposed = {v: p for v, p in found.proposed.items() if v not in refuted}
         return bool(refuted)
+
+    def unconfirmed(self) -> frozenset[int]:
+        """The values whose given tensor looks unlike them, and from which nothing comes out right."""
+        found = self._alignment
+        confirmed = self._confirmed_from_below()
+        given = [pair for pair in found.proposed.values() if pair.evidence is Evidence.GIVEN]
+        return frozenset(
+            pair.value
+            for pair in given
+            if pair.tensor not in confirmed and not found.resembles(pair.value, found.isolated.get(pair.tensor))
+        )
 
     def _kept_by_weights(self, pair: Pair) -> bool:
         """Several faults in a row confirm nothing of each other; weights still tell which node is which layer.

@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.graph import RESHAPING
 from layerdiff.operators import is_reshaping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from layerdiff.graph import Graph
     from layerdiff.model import Reference
@@ -47,14 +46,15 @@ def value_families(reference: Reference) -> dict[int, Family]:
     return families
 
 
-def tensor_families(graph: Graph) -> dict[str, Family]:
-    """The family of every computed tensor and graph input."""
+def tensor_families(graph: Graph, moving: Collection[int] = ()) -> dict[str, Family]:
+    """The family of every computed tensor and graph input; `moving` are Transposes that count as reshapes."""
     families: dict[str, Family] = {port.name: Family([port.name]) for port in graph.inputs}
     for node in graph.nodes:
         for name in node.outputs:
             if not name or name in graph.constant:
                 continue
-            source = node.inputs[0] if node.op in RESHAPING and node.inputs else None
+            keeps = node.inputs and (is_reshaping(node.op) or node.index in moving)
+            source = node.inputs[0] if keeps else None
             family = families.get(source, Family()) if source is not None else Family()
             family.members.append(name)
             families[name] = family

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.operators import base_name
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from layerdiff.graph import Graph
     from layerdiff.model import Reference, Site
@@ -113,6 +115,23 @@ def relation(parameter: Array, array: Array) -> Tie | None:
     if p.ndim == 1 and a.ndim == 1 and p.size >= 8 and _cosine(p - p.mean(), a - a.mean()) > 0.9:
         return Tie.NEAR
     return None
+
+
+def by_output_channel(reference: Reference, site: Site, weight: Array) -> Array:
+    """A layer's weight with its output channels first: a matrix product keeps them last unless it is transposed."""
+    if base_name(site.op) not in ("addmm", "mm") or weight.ndim != 2:
+        return weight
+    matrix = reference.values[site.inputs[-1]]
+    return weight.T if matrix.parameter is not None else weight
+
+
+def carried_as(weight: Array, constants: Iterable[Array]) -> list[Array]:
+    """The constants that may be a weight, in its own layout: as they are, or transposed."""
+    found = []
+    for array in constants:
+        views = [array, array.T] if array.ndim == 2 else [array]
+        found += [view for view in views if view.shape == weight.shape]
+    return found
 
 
 def channel_factors(parameter: Array, array: Array) -> tuple[Array, float]:

@@ -69,6 +69,10 @@ class Backend(Protocol):
         """
         ...
 
+    def without(self, passes: Sequence[str]) -> str:
+        """What to write to have some passes left out, for a remedy."""
+        ...
+
     def describe(self) -> dict[str, str]:
         """Version and devices, for the report."""
         ...

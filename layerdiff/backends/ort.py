@@ -12,6 +12,7 @@ import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from layerdiff.backends.base import Optimisation
+from layerdiff.backends.narrow import NARROW, narrowed, widened
 from layerdiff.errors import BackendError
 
 if TYPE_CHECKING:
@@ -108,7 +109,22 @@ class OnnxRuntime:
                 source, options, providers=self._providers, disabled_optimizers=list(disabled) or None
             )
         except _ERRORS as error:
-            raise BackendError(f"onnxruntime {ort.__version__} refuses the model: {_first_line(error)}") from error
+            raise BackendError(
+                f"onnxruntime {ort.__version__} refuses the model: {_first_line(error)}{self._advice(error)}"
+            ) from error
+
+    def _advice(self, error: Exception) -> str:
+        """The next step where the runtime has no kernel for an operator in the type it gets."""
+        if not isinstance(error, ort.capi.onnxruntime_pybind11_state.NotImplemented):
+            return ""
+        return (
+            f"; {', '.join(self._providers)} computes this operator in other number formats only (bfloat16 and float64 "
+            "are often missing): export in float32, or give backend=OnnxRuntime([...]) with a provider that has it"
+        )
+
+    def without(self, passes: Sequence[str]) -> str:
+        """A session without some passes."""
+        return f"onnxruntime.InferenceSession(path, disabled_optimizers={list(passes)!r})"
 
     def describe(self) -> dict[str, str]:
         """Version and execution providers."""
@@ -118,16 +134,30 @@ class OnnxRuntime:
 class _OrtSession:
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
+        self._inputs = {port.name: port.type for port in session.get_inputs() if port.type in NARROW}
+        self._outputs = {port.name for port in session.get_outputs() if port.type in NARROW}
 
     def run(
         self, feeds: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any] | None]:
         names = list(outputs) if outputs is not None else [output.name for output in self._session.get_outputs()]
         try:
-            arrays = self._session.run(names, dict(feeds))
+            arrays = self._arrays(names, feeds)
         except _ERRORS as error:
             raise BackendError(f"onnxruntime {ort.__version__} failed while running: {_first_line(error)}") from error
         return {n: a if isinstance(a, np.ndarray) else None for n, a in zip(names, arrays, strict=True)}
+
+    def _arrays(self, names: list[str], feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[Any]:
+        if not self._inputs and self._outputs.isdisjoint(names):
+            return list(self._session.run(names, dict(feeds)))
+        given = {
+            name: narrowed(array, self._inputs[name])
+            if name in self._inputs
+            else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            for name, array in feeds.items()
+        }
+        found = self._session.run_with_ort_values(names, given)
+        return [widened(v) if v.data_type() in NARROW else v.numpy() for v in found]
 
 
 def _first_line(error: Exception) -> str:

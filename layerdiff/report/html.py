@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from layerdiff.model import Status
 from layerdiff.report.archive import write_atomically
 from layerdiff.report.plot import plot
+from layerdiff.report.samples import sample_rows
 from layerdiff.report.text import layer_name, verdict
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ _STYLE = """
 .layerdiff td.number {text-align: right; font-variant-numeric: tabular-nums}
 .layerdiff tr.diverges {background: #ffcdd2; font-weight: 600}
 .layerdiff tr.propagates, .layerdiff tr.drifts {background: #fff3e0}
+.layerdiff tr.confined {background: #ede7f6}
 .layerdiff tr.folded, .layerdiff tr.unmatched {color: #757575}
 .layerdiff img {max-width: 100%}
 """
@@ -40,6 +42,7 @@ def fragment(report: Report) -> str:
     warnings = "".join(f'<div class="warning">{escape(text)}</div>' for text in report.warnings)
     return (
         f'<style>{_STYLE}</style><div class="layerdiff"><div class="{kind}">{escape(verdict(report))}</div>{warnings}'
+        f"{_samples(report)}"
         f'<img alt="error of every layer in execution order" src="{_picture(report)}">{_table(report)}</div>'
     )
 
@@ -60,6 +63,13 @@ def _picture(report: Report) -> str:
     buffer = BytesIO()
     plot(report).savefig(buffer, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _samples(report: Report) -> str:
+    """How each sample was judged; nothing when there is one only."""
+    rows = sample_rows(report.samples)
+    cells = "".join(f"<tr><td>{escape(name)}</td><td>{escape(text)}</td></tr>" for name, text in rows)
+    return f"<table>{cells}</table>" if rows else ""
 
 
 def _table(report: Report) -> str:

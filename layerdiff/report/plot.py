@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from layerdiff.model import Status
 from layerdiff.report.archive import need_folder
-from layerdiff.report.text import layer_name
+from layerdiff.report.text import both_sides, layer_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 COLOURS = {
     Status.AGREES: "#2e7d32",
     Status.FOLDED: "#9e9e9e",
+    Status.CONFINED: "#5e35b1",
     Status.DRIFTS: "#f9a825",
     Status.PROPAGATES: "#ef6c00",
     Status.DIVERGES: "#c62828",
@@ -47,7 +48,7 @@ def plot(report: Report, path: str | Path | None = None) -> Figure:
     axes = figure.add_subplot()
     _draw(axes, shown)
     _name_divergences(axes, report, shown)
-    _dress(axes, shown)
+    _dress(axes, report, shown)
     figure.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
     figure.legend(loc="outside upper right", ncols=7, fontsize=8, frameon=False)
     if path is not None:
@@ -112,12 +113,12 @@ def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> N
         )  # fmt: skip
 
 
-def _dress(axes: Axes, shown: list[LayerResult]) -> None:
+def _dress(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
     step = max(1, len(shown) // 60)
     ticks = list(range(0, len(shown), step))
     axes.set_xticks(ticks, [_plain(layer_name(shown[i].layer)) for i in ticks], rotation=90, fontsize=6)
     axes.set_xlim(-1, max(1, len(shown)))
-    axes.set_ylabel("max-abs error against PyTorch")
+    axes.set_ylabel(f"max-abs error against {report.environment.get('reference_kind', 'PyTorch')}")
     axes.grid(axis="y", alpha=0.25)
     numbers = [x for r in shown for x in (_error(r), r.noise.max_abs if r.noise else 0.0) if SMALLEST < x < np.inf]
     if numbers:
@@ -126,8 +127,10 @@ def _dress(axes: Axes, shown: list[LayerResult]) -> None:
 
 def _title(report: Report) -> str:
     if report.agrees:
-        return f"PyTorch and ONNX agree: {report.coverage.compared} module calls compared"
+        return f"{both_sides(report)} agree: {report.coverage.compared} module calls compared"
     first = report.first_divergence
+    if first is None and all(output.agrees for output in report.outputs):
+        return "The outputs agree on some samples only"
     return "The outputs differ" if first is None else f"First divergence: {_plain(layer_name(first.layer))}"
 
 

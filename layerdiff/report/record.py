@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping  # noqa: TC003  (resolved at run time by the archive)
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from layerdiff.model import Coverage, Diagnosis, Diffuse, Divergence, LayerResult, OutputResult  # noqa: TC001  (archive)
+from layerdiff.model import (  # noqa: TC001  (archive)
+    Coverage,
+    Diagnosis,
+    Diffuse,
+    Divergence,
+    LayerResult,
+    OutputResult,
+    SampleResult,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -38,8 +45,14 @@ class Report:
         What the reader should know besides.
     diffuse
         Rounding all over the graph (half precision, quantisation), when there is.
-    sample, samples
-        Which of how many samples the report is about (0-based).
+    confined
+        Origins that no output that counts depends on, in execution order: they differ only at positions that `valid`
+        excludes, or where nothing reads them. They do not fail the verdict.
+    samples
+        How each sample was judged, in the order given.
+    sample
+        Which of them the rest of the report is about (0-based): the first that disagrees, else the one with the largest
+        error.
 
     """
 
@@ -51,13 +64,14 @@ class Report:
     environment: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     diffuse: Diffuse | None = None
+    confined: tuple[Divergence, ...] = ()
     sample: int = 0
-    samples: int = 1
+    samples: tuple[SampleResult, ...] = ()
 
     @property
     def agrees(self) -> bool:
-        """Whether every compared output of the model that ships agrees with the reference."""
-        return all(output.agrees for output in self.outputs)
+        """Whether every compared output of the model that ships agrees with the reference, on every sample."""
+        return all(output.agrees for output in self.outputs) and all(sample.agrees for sample in self.samples)
 
     @property
     def first_divergence(self) -> Divergence | None:
@@ -101,6 +115,15 @@ class Report:
 
         return save(self, path)
 
+    def write_pairs(self, path: str | Path) -> Path:
+        """Write which tensor holds which layer's result as YAML, for editing, and return its path.
+
+        Layers without a counterpart come first, with tensors that could be theirs; ``trace(pairs=path)`` reads it.
+        """
+        from layerdiff.report.mapping import write_pairs
+
+        return write_pairs(self, path)
+
     def _repr_html_(self) -> str:
         from layerdiff.report.html import fragment
 
@@ -110,15 +133,3 @@ class Report:
         from layerdiff.report.text import summary
 
         return summary(self)
-
-
-def combine(reports: Sequence[Report]) -> Report:
-    """The report to show for several samples: the first sample that disagrees, else the one with the largest error."""
-    worst = next((i for i, report in enumerate(reports) if not report.agrees), None)
-    if worst is None:
-        worst = max(range(len(reports)), key=lambda i: _error(reports[i]))
-    return replace(reports[worst], sample=worst, samples=len(reports))
-
-
-def _error(report: Report) -> float:
-    return max((o.shipped.times_limit for o in report.outputs if o.shipped is not None), default=0.0)

@@ -9,41 +9,47 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from layerdiff.keys import ROOT
 from layerdiff.model import Kind, Status
+from layerdiff.report.samples import lead, sample_lines, which
 
 if TYPE_CHECKING:
-    from layerdiff.model import Diffuse, Divergence, Healed, LayerResult
+    from layerdiff.model import Diffuse, Divergence, Healed, LayerResult, Metrics
     from layerdiff.report.record import Report
 
 MARKS = {
     Status.AGREES: "green",
     Status.FOLDED: "dim",
     Status.UNMATCHED: "dim",
+    Status.CONFINED: "magenta",
     Status.DRIFTS: "yellow",
     Status.PROPAGATES: "yellow",
     Status.DIVERGES: "bold red",
 }
 
+_KINDS = {"reference": "PyTorch", "candidate": "ONNX"}
 _HEADINGS = ("layer", "status", "introduced", "accumulated", "noise", "ONNX tensor")
 
 
 def layer_name(layer: str) -> str:
     """A layer as it is shown: the root module has no path of its own."""
-    return layer or "(root)"
+    return layer or ROOT
 
 
 def verdict(report: Report) -> str:
     """What happened, in sentences a person can paste in a chat."""
-    where = f" (sample {report.sample + 1} of {report.samples})" if report.samples > 1 else ""
+    where = which(report)
     if report.agrees:
-        return f"PyTorch and ONNX agree{where}: {_worst_output(report)}; {_coverage(report)}."
+        sentence = f"{both_sides(report)} agree{where}: {_worst_output(report)}; {_coverage(report)}."
+        return " ".join([sentence, *_confined(report)])
+    opening = lead(report.samples)
     first = report.first_divergence
     if first is None:
-        return _diffuse(report.diffuse, report, where) if report.diffuse else _unlocated(report, where)
-    sentences = [f"{_accusation(first)}{where}."]
+        return " ".join([*opening, *_without_origin(report, where), *_causes(report, opening)])
+    sentences = [*opening, f"{_accusation(first)}{where}."]
     proofs = [d.healed for d in report.divergences if d.healed is not None]
     if proofs:
-        sentences.append(_proof(proofs, len(report.divergences)))
+        sentences.append(_proof(report, proofs))
     others = report.divergences[1:]
     if others:
         places = list(dict.fromkeys(layer_name(d.layer) for d in others if d.layer != first.layer))
@@ -51,39 +57,92 @@ def verdict(report: Report) -> str:
         again = sum(1 for d in others if d.layer == first.layer)
         parts = ([names] if places else []) + ([f"{again} more in the same layer"] if again else [])
         sentences.append(f"Further origins: {'; '.join(parts)}.")
-    sentences += [f"{d.summary} Remedy: {d.remedy}" for d in report.diagnoses[:1]]
+    sentences += [*_confined(report), *_causes(report, opening)]
     if report.diffuse is not None:
         sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {report.diffuse.format}.")
     sentences.append(f"{_consequences(report)}.")
     return " ".join(sentences)
 
 
+def _without_origin(report: Report, where: str) -> list[str]:
+    """What is known of a difference that has no origin; of a sample that was refused, the runtime's own words."""
+    if all(output.agrees for output in report.outputs):
+        return list(dict.fromkeys(f"{sample.refused}." for sample in report.samples if sample.refused))
+    return [_diffuse(report.diffuse, report, where) if report.diffuse else _unlocated(report, where)]
+
+
+def _causes(report: Report, told: tuple[str, ...]) -> list[str]:
+    """The most certain cause and its remedy."""
+    causes = report.diagnoses[:1]
+    place = "" if report.divergences else "".join(f"The runtime gave up in {d.layer}. " for d in causes if d.layer)
+    return [("" if d.summary in told else f"{d.summary} ") + f"{place}Remedy: {d.remedy}" for d in causes]
+
+
+def _confined(report: Report) -> list[str]:
+    """What differs without any consequence for what counts."""
+    outside = [o.everywhere for o in report.outputs if o.everywhere is not None and not o.everywhere.agrees]
+    if not outside and not report.confined:
+        return []
+    first = report.confined[0] if report.confined else None
+    name = None if first is None else _name(first)
+    if outside and report.agrees:
+        error = max(outside, key=lambda metrics: (metrics.nonfinite_mismatches, metrics.max_abs))
+        place = "" if first is None or name is None else f", first at {name}: {first.summary}"
+        return [f"They differ only at positions that `valid` excludes ({_size(error)}){place}."]
+    if first is None or name is None:
+        return []
+    more = len(report.confined) - 1
+    others = f" ({more} more {'place' if more == 1 else 'places'} like that)" if more else ""
+    return [f"{name} differs only where no output that counts depends on it{others}: {first.summary}."]
+
+
+def _size(metrics: Metrics) -> str:
+    """The largest error, or how many elements are not finite on one side only."""
+    count = metrics.nonfinite_mismatches
+    if count:
+        return f"NaN or infinity on one side at {count} element{'' if count == 1 else 's'}"
+    return f"max-abs {metrics.max_abs:.3g}"
+
+
 def _accusation(first: Divergence) -> str:
-    name = layer_name(first.layer) + (f" (call {first.call})" if first.call else "")
     error = ""
     if first.metrics is not None:
         times = first.metrics.times_limit
         scaled = f", {times:,.0f} × what rounding explains" if times < 1e12 else ""
-        error = f" (max-abs {first.metrics.max_abs:.3g}{scaled})"
-    operator = f", operator {first.op}" if first.op else ""
+        error = f" ({_size(first.metrics)}{scaled})"
     verb = {
         Kind.COMPUTED: "is the first layer that diverges",
         Kind.DROPPED: "is the first layer that diverges",
         Kind.INSERTED: "is the layer behind which the graph first diverges",
     }[first.kind]
-    return f"{name} [{first.type}{operator}] {verb}{error}: {first.summary}"
+    return f"{_name(first)} {verb}{error}: {first.summary}"
 
 
-def _proof(proofs: list[Healed], origins: int) -> str:
+def _name(first: Divergence) -> str:
+    call = f" (call {first.call})" if first.call else ""
+    operator = f", operator {first.op}" if first.op else ""
+    return f"{layer_name(first.layer)}{call} [{first.type}{operator}]"
+
+
+def both_sides(report: Report) -> str:
+    """What is compared, by what sets the two apart: their kinds, or their parts in the comparison."""
+    kinds = [report.environment.get(f"{side}_kind", kind) for side, kind in _KINDS.items()]
+    return " and ".join(kinds if len(set(kinds)) == 2 else _KINDS)
+
+
+def _proof(report: Report, proofs: list[Healed]) -> str:
     """What putting the expected values in has shown; never more than that."""
     before, after = proofs[0].before, proofs[-1].after
     change = f"max-abs {before:.3g} → {after:.2g}"
+    origins = len(report.divergences)
     there = "there" if origins == 1 else f"at the {origins} origins"
+    first = both_sides(report).partition(" ")[0]
+    whose = f"{first}'s" if first in _KINDS.values() else "the reference's"
     if proofs[-1].agrees:
-        return f"Proven: with PyTorch's value put in {there} the final outputs agree ({change})."
+        return f"Proven: with {whose} value put in {there} the final outputs agree ({change})."
     if after < before / 2:
-        return f"With PyTorch's value put in {there} the final error shrinks but stays ({change})."
-    return f"Not proven: with PyTorch's value put in {there} the final outputs still differ ({change})."
+        return f"With {whose} value put in {there} the final error shrinks but stays ({change})."
+    return f"Not proven: with {whose} value put in {there} the final outputs still differ ({change})."
 
 
 def _consequences(report: Report) -> str:
@@ -153,6 +212,8 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
     console.print(
         verdict(report), style="bold green" if report.agrees else "bold", markup=False, emoji=False, soft_wrap=True
     )
+    for line in sample_lines(report.samples):
+        console.print(line, markup=False, emoji=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, emoji=False, soft_wrap=True)
     shown = _window(report, rows)
@@ -174,6 +235,8 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
 def _window(report: Report, rows: int) -> list[LayerResult]:
     """The layers around the first divergence; nothing when all agree."""
     at = next((i for i, r in enumerate(report.layers) if r.status is Status.DIVERGES), None)
+    if at is None:
+        at = next((i for i, r in enumerate(report.layers) if r.status is Status.CONFINED), None)
     if at is None and report.diffuse is not None:
         return sorted(
             (r for r in report.layers if r.introduced), key=lambda r: -r.introduced.rel_l2 if r.introduced else 0.0

@@ -11,7 +11,7 @@ import tempfile
 import warnings
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import onnx
 import onnxruntime
@@ -52,24 +52,28 @@ UNSUPPORTED: dict[tuple[str, Exporter, Treatment], str] = {
 """What cannot be made or run for a model of the zoo, and why."""
 
 
-def export(model: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter) -> onnx.ModelProto:
-    """The model as the exporter writes it: opset 17 from TorchScript, 18 from dynamo."""
+OPSETS = {Exporter.TORCHSCRIPT: 17, Exporter.DYNAMO: 18}
+
+
+def export(model: nn.Module, inputs: tuple[Tensor, ...], exporter: Exporter, **options: Any) -> onnx.ModelProto:
+    """The model as the exporter writes it, in OPSETS unless the options for torch.onnx.export say otherwise."""
+    options = {"opset_version": OPSETS[exporter], **options}
     with quiet(), torch.no_grad():
         if exporter is Exporter.TORCHSCRIPT:
             file = io.BytesIO()
-            torch.onnx.export(model, inputs, file, opset_version=17, dynamo=False)
+            torch.onnx.export(model, inputs, file, dynamo=False, **options)
             return onnx.load_from_string(file.getvalue())
-        return _program(model, inputs).model_proto
+        return _program(model, inputs, **options).model_proto
 
 
 def program(model: nn.Module, inputs: tuple[Tensor, ...]) -> ONNXProgram:
     """What the dynamo exporter returns: the file of `export` together with the graph that it was made from."""
     with quiet(), torch.no_grad():
-        return _program(model, inputs)
+        return _program(model, inputs, opset_version=OPSETS[Exporter.DYNAMO])
 
 
-def _program(model: nn.Module, inputs: tuple[Tensor, ...]) -> ONNXProgram:
-    return torch.onnx.export(model, inputs, dynamo=True, opset_version=18, verbose=False)
+def _program(model: nn.Module, inputs: tuple[Tensor, ...], **options: Any) -> ONNXProgram:
+    return torch.onnx.export(model, inputs, dynamo=True, verbose=False, **options)
 
 
 def treat(proto: onnx.ModelProto, treatment: Treatment) -> onnx.ModelProto:

@@ -8,20 +8,23 @@ from typing import TYPE_CHECKING
 import onnx
 
 if TYPE_CHECKING:
-    from collections.abc import MutableMapping
+    from collections.abc import Iterable, MutableMapping
 
 
 def scrambled(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same computation with new names for nodes, values and initializers, and no metadata, docs or value_info.
+    """The same computation with new names for nodes, values, initializers and local functions, and no metadata.
+
+    Docs and value_info are gone, too.
 
     The names of the graph's inputs and outputs stay: callers feed and fetch by them.
     """
     model = onnx.ModelProto()
     model.CopyFrom(proto)
-    if model.functions:
-        raise ValueError(f"{len(model.functions)} local functions; inline them before scrambling")
     keep = {value.name: value.name for value in (*model.graph.input, *model.graph.output)}
-    _Renaming().graph(model.graph, ChainMap(keep))
+    renaming = _Renaming(model.functions)
+    renaming.graph(model.graph, ChainMap(keep))
+    for function in model.functions:
+        renaming.function(function)
     del model.metadata_props[:]
     model.doc_string = model.graph.doc_string = ""
     model.producer_name = model.producer_version = ""
@@ -32,8 +35,21 @@ def scrambled(proto: onnx.ModelProto) -> onnx.ModelProto:
 class _Renaming:
     """Hands out fresh names; a scope sees the names of the graphs around it."""
 
-    def __init__(self) -> None:
+    def __init__(self, functions: Iterable[onnx.FunctionProto]) -> None:
         self._count = 0
+        self._functions = {(f.domain, f.name, f.overload): self._fresh("f") for f in functions}
+
+    def function(self, function: onnx.FunctionProto) -> None:
+        scope: MutableMapping[str, str] = ChainMap({})
+        function.name = self._functions[function.domain, function.name, function.overload]
+        function.overload = ""
+        function.input[:] = [self._define(name, scope) for name in function.input]
+        for node in function.node:
+            self._node(node, scope)
+        function.output[:] = [scope[name] for name in function.output]
+        function.doc_string = ""
+        del function.value_info[:]
+        del function.metadata_props[:]
 
     def graph(self, graph: onnx.GraphProto, scope: MutableMapping[str, str]) -> None:
         for tensor in graph.initializer:
@@ -60,6 +76,8 @@ class _Renaming:
                 self.graph(graph, _inner(scope))
         node.output[:] = [self._define(name, scope) if name else "" for name in node.output]
         node.name = self._fresh("n")
+        if (node.domain, node.op_type, node.overload) in self._functions:
+            node.op_type, node.overload = self._functions[node.domain, node.op_type, node.overload], ""
         node.doc_string = ""
         del node.metadata_props[:]
 

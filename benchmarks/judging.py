@@ -1,0 +1,119 @@
+"""What a trace says of one case, against the truth that was made with it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import layerdiff
+from benchmarks.faults import Category
+
+if TYPE_CHECKING:
+    import torch
+
+    from benchmarks.faults import Fault, FaultyCase, FaultyPair
+    from benchmarks.healthy import HealthyCase
+    from layerdiff import Report
+    from layerdiff.model import Divergence
+
+HEALTHY = "healthy"
+RIGHT = ("exact", "neighbour", "quiet")
+"""The outcomes that are no miss."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of one case.
+
+    `outcome`: exact, neighbour, wrong, silent or crashed; quiet or alarm for a healthy export. `both` is about pairs.
+    """
+
+    case: str
+    category: str
+    kind: str
+    model: str
+    exporter: str
+    treatment: str
+    outcome: str
+    healed: bool | None = None
+    both: bool | None = None
+    origins: int = 0
+    uncompared: int = 0
+    truth: str = ""
+    named: str = ""
+    seconds: float = 0.0
+
+
+def judged(case: FaultyCase | FaultyPair | HealthyCase) -> Row:
+    """The outcome of one case; whatever the trace raises is one, too."""
+    faults = faults_of(case)
+    facts = (
+        case.name,
+        case.category.value if isinstance(case.category, Category) else HEALTHY,
+        " + ".join(fault.kind for fault in faults) or HEALTHY,
+        case.subject,
+        case.exporter.value,
+        case.treatment.value,
+    )
+    truth = " + ".join(_place(fault.layer, fault.call) for fault in faults)
+    start = time.perf_counter()
+    try:
+        report = layerdiff.trace(case.model, case.proto, case.inputs, progress=False)
+    except Exception as error:  # noqa: BLE001  a trace that raises is a result like any other
+        return Row(*facts, "crashed", truth=truth, named=f"{type(error).__name__}: {error}")
+    seconds = time.perf_counter() - start
+    last = report.divergences[-1].healed if report.divergences else None
+    return Row(
+        *facts,
+        outcome(report, faults),
+        healed=None if last is None else last.agrees,
+        both=all(_found(report, fault) for fault in faults) if len(faults) > 1 else None,
+        origins=len(report.divergences),
+        uncompared=uncovered(report, case.model),
+        truth=truth,
+        named=" + ".join(_place(d.layer, d.call if _calls_matter(faults) else None) for d in report.divergences),
+        seconds=seconds,
+    )
+
+
+def faults_of(case: FaultyCase | FaultyPair | HealthyCase) -> tuple[Fault, ...]:
+    """What was planted, in the order in which torch runs into it."""
+    fault = getattr(case, "fault", None)
+    return getattr(case, "faults", ()) if fault is None else (fault,)
+
+
+def outcome(report: Report, faults: tuple[Fault, ...]) -> str:
+    """One word for what the report names first, against what goes wrong first."""
+    first = report.first_divergence
+    if not faults:
+        return "quiet" if report.agrees and first is None else "alarm"
+    if first is None or report.agrees:
+        return "silent"
+    if not _accepts(faults[0], first):
+        return "wrong"
+    return "exact" if first.layer == faults[0].layer else "neighbour"
+
+
+def uncovered(report: Report, model: torch.nn.Module) -> int:
+    """How many modules the report neither compares, nor folds, nor leaves out for a reason of the model's own."""
+    told = {result.layer for result in report.layers} | {*report.coverage.unmatched, *report.coverage.containers}
+    silent = {name for name, _ in model.named_modules(remove_duplicate=False)} - told
+    lost = [why for why in report.coverage.unmatched.values() if why.startswith("no tensor of the graph")]
+    return len(silent) + len(lost)
+
+
+def _found(report: Report, fault: Fault) -> bool:
+    return any(_accepts(fault, divergence) for divergence in report.divergences)
+
+
+def _accepts(fault: Fault, divergence: Divergence) -> bool:
+    return fault.accepts(divergence.layer, divergence.call)
+
+
+def _calls_matter(faults: tuple[Fault, ...]) -> bool:
+    return any(fault.call is not None for fault in faults)
+
+
+def _place(layer: str, call: int | None) -> str:
+    return repr(layer) if call is None else f"{layer!r} call {call}"

@@ -1,0 +1,151 @@
+"""Tensors that the candidate keeps in another layout than the model: channels last in the file, first in torch.
+
+What holds a value's numbers only after a permutation of its axes says so by its values. Behind a fault no values match;
+there the layout is carried on from node to node, as long as the nodes allow it. From then on the candidate shows every
+such tensor in the model's layout, and takes values for it in that layout. Outputs are left as they are: an output in
+another layout is a difference.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align.values import SAMPLES, same_numbers, says_nothing
+from layerdiff.layout import after, inverse, is_trivial, one_axis_moved
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from layerdiff.candidate import Candidate
+    from layerdiff.graph import Graph, Node
+    from layerdiff.layout import Axes
+    from layerdiff.measure import Limit
+
+    Array = np.ndarray[Any, Any]
+
+RANKS = (3, 4, 5)
+# Operators whose result has its channels second, whatever came before.
+_CHANNELS_FIRST = frozenset(
+    {
+        "Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "MaxPool", "AveragePool", "GlobalAveragePool", "LpPool",
+        "GlobalMaxPool", "BatchNormalization", "InstanceNormalization", "GroupNormalization", "DepthToSpace",
+        "SpaceToDepth", "LRN", "GridSample", "Reshape", "Flatten",
+    }
+)  # fmt: skip
+
+
+def layouts(
+    known: Mapping[int, Array], matched: Mapping[int, list[str]], candidate: Candidate, limits: Mapping[int, Limit]
+) -> dict[str, Axes]:
+    """For each tensor in a foreign layout the axes that bring it into the model's."""
+    graph, tapped = candidate.graph, candidate.tapped
+    plain = {name for names in matched.values() for name in names} | {port.name for port in graph.outputs}
+    seen = {n: a for n, a in tapped.items() if n not in plain and a.ndim in RANKS and a.dtype.kind == "f"}
+    found = _by_values(known, seen, limits)
+    if not found:
+        return {}
+    _Carrier(graph, tapped, found, {array.shape for array in known.values()}).carry_on(plain)
+    return found
+
+
+def _by_values(
+    known: Mapping[int, Array], tensors: Mapping[str, Array], limits: Mapping[int, Limit]
+) -> dict[str, Axes]:
+    values: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, array in known.items():
+        if array.ndim in RANKS and array.dtype.kind == "f" and not says_nothing(array, limits[index]):
+            values[array.shape].append(index)
+    picked = {index: _picked(known[index], range(known[index].ndim)) for found in values.values() for index in found}
+    result: dict[str, Axes] = {}
+    for name, array in tensors.items():
+        if array.size < 2 or np.all(array == array.flat[0]):
+            continue
+        for axes in _orders(array.ndim):
+            shape = tuple(array.shape[axis] for axis in axes)
+            candidates = values.get(shape, ())
+            sampled = _picked(array, axes) if candidates else None
+            if any(_is(known[i], array.transpose(axes), picked[i], sampled, limits[i]) for i in candidates):
+                result[name] = axes
+                break
+    return result
+
+
+def _orders(rank: int) -> list[Axes]:
+    """All permutations but the trivial one, moves of the channel axis first."""
+    likely = one_axis_moved(rank)
+    return likely + [axes for axes in permutations(range(rank)) if axes not in likely and not is_trivial(axes)]
+
+
+def _picked(array: Array, axes: Iterable[int]) -> Array:
+    """Elements of an array at fixed places of its permuted self, without moving it."""
+    view = array.transpose(tuple(axes))
+    places = np.random.default_rng(array.size).integers(0, array.size, min(SAMPLES, array.size))
+    return np.asarray(view[np.unravel_index(places, view.shape)], dtype=np.float64)
+
+
+def _is(expected: Array, actual: Array, picked: Array, sampled: Array | None, limit: Limit) -> bool:
+    assert sampled is not None
+    with np.errstate(invalid="ignore"):
+        room = 2 * np.max(limit.atol) + (limit.rtol + 1e-3) * np.abs(picked)
+        close = (np.abs(sampled - picked) <= room) | (sampled == picked) | (np.isnan(sampled) & np.isnan(picked))
+    return bool(np.all(close)) and same_numbers(expected, actual, limit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Carrier:
+    """Carries layouts on to tensors whose values say nothing, from what they are computed from."""
+
+    graph: Graph
+    tapped: Mapping[str, Array]
+    found: dict[str, Axes]
+    shapes: set[tuple[int, ...]]
+
+    def carry_on(self, plain: set[str]) -> None:
+        """Add what can be said of tensors that hold no value in its own layout."""
+        found = self.found
+        usual = {
+            self.graph.transposed_by(node)
+            for node in self.graph.nodes
+            if node.op == "Transpose" and node.inputs[0] not in found and node.outputs[0] in found
+        }
+        for node in self.graph.nodes:
+            for name in node.outputs:
+                if name in found or name in plain or name not in self.tapped:
+                    continue
+                is_transpose = node.op == "Transpose"
+                axes = self._transposed(node, name, usual) if is_transpose else self._inherited(node, name)
+                if axes is not None and not is_trivial(axes):
+                    found[name] = axes
+
+    def _inherited(self, node: Node, name: str) -> Axes | None:
+        """The layout of what a node reads, if its result can have the same."""
+        if node.op in _CHANNELS_FIRST:
+            return None
+        rank = self.tapped[name].ndim
+        fitting = (n for n in node.inputs if n in self.found and self.tapped[n].ndim == rank)
+        return next((self.found[n] for n in fitting), None)
+
+    def _transposed(self, node: Node, name: str, usual: set[Axes | None]) -> Axes | None:
+        """The layout behind a Transpose of something foreign, or of something that the model has in that shape only."""
+        axes = self.graph.transposed_by(node)
+        if axes is None:
+            return None
+        source, shape = node.inputs[0], self.tapped[name].shape
+        back = after(inverse(axes), self.found.get(source, tuple(range(len(axes)))))
+        foreign = shape not in self.shapes and tuple(shape[axis] for axis in back) in self.shapes
+        return back if source in self.found or axes in usual or foreign else None
+
+
+def turned(expected: Array, actual: Array | None, limit: Limit) -> Axes | None:
+    """The permutation after which an array holds the expected numbers; None where there is none."""
+    if actual is None or actual.ndim != expected.ndim or sorted(actual.shape) != sorted(expected.shape):
+        return None
+    if expected.ndim not in (2, *RANKS) or expected.size < 2:
+        return None
+    fitting = (o for o in _orders(expected.ndim) if tuple(actual.shape[axis] for axis in o) == expected.shape)
+    return next((axes for axes in fitting if same_numbers(expected, actual.transpose(axes), limit)), None)

@@ -1,0 +1,74 @@
+"""From an origin to its cause: hypotheses from one diagnoser a family, and a run that proves one of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
+from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
+from layerdiff.diagnose.inputs import exchanged
+from layerdiff.diagnose.inputs import explained as inputs_exchanged
+from layerdiff.diagnose.prove import Explained, explain
+from layerdiff.diagnose.stretch import Stretch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layerdiff.model import Diagnosis
+
+# In the order in which they are heard; of two that are proven with changes of one size the first wins.
+DIAGNOSERS: tuple[Diagnoser, ...] = (
+    inserted.hypotheses,
+    formats.hypotheses,
+    batchnorm.hypotheses,
+    weights.hypotheses,
+    semantics.hypotheses,
+    numerics.hypotheses,
+    relowered.hypotheses,
+)
+
+THOROUGH = 6
+"""How many origins are looked into with every means; behind the first few the rest are usually of their kind."""
+
+
+def explain_all(stretches: Sequence[Stretch]) -> list[Explained]:
+    """The cause of every origin, in their order."""
+    with np.errstate(all="ignore"):  # what is wrong may be infinite
+        return [explain(stretch, DIAGNOSERS, thorough=i < THOROUGH) for i, stretch in enumerate(stretches)]
+
+
+def ranked(
+    around: Sequence[Diagnosis], sizes: Diagnosis | None, explained: Sequence[Diagnosis]
+) -> tuple[Diagnosis, ...]:
+    """All diagnoses, most certain first.
+
+    `around` were found by other runs of the whole model (a pass turned off, two runs that differ); `sizes` says that
+    samples of another size agree: then what was found in the nodes is what was frozen.
+    """
+    rest = list(explained)
+    frozen = []
+    if sizes is not None and rest:
+        first = rest.pop(0)
+        evidence = {**sizes.evidence, "found": first.cause, **first.evidence}
+        text = f"{sizes.summary} {first.summary}"
+        frozen = [replace(sizes, summary=text, evidence=evidence, verified=first.verified)]
+    elif sizes is not None:
+        frozen = [sizes]
+    return (*around, *frozen, *sorted(rest, key=lambda diagnosis: not diagnosis.verified))
+
+
+__all__ = [
+    "DIAGNOSERS",
+    "Diagnoser",
+    "Explained",
+    "Hypothesis",
+    "Stretch",
+    "exchanged",
+    "explain",
+    "explain_all",
+    "inputs_exchanged",
+    "ranked",
+]

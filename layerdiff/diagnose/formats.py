@@ -1,0 +1,105 @@
+"""Number formats: half precision that rounds or overflows, integers that saturate."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.diagnose.difference import What
+from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.patch import SetAttribute
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from layerdiff.diagnose.difference import Difference
+    from layerdiff.diagnose.stretch import Stretch
+
+    Array = np.ndarray[Any, Any]
+
+FLOAT, HALF, BFLOAT = 1, 10, 16  # onnx.TensorProto.DataType
+_LARGEST = {HALF: 65504.0, BFLOAT: 3.3895e38}
+_NAMES = {HALF: "float16", BFLOAT: "bfloat16"}
+
+
+def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
+    """Casts to a narrower format, taken out; stored integers that were clipped or scaled wrongly, made right."""
+    yield from _casts(stretch)
+    yield from _stored(stretch)
+
+
+def _casts(stretch: Stretch) -> Iterator[Hypothesis]:
+    casts = [n for n in stretch.nodes if n.op == "Cast" and n.attributes.get("to") in _NAMES]
+    if not casts:
+        return
+    to = int(casts[0].attributes["to"])
+    patch = tuple(SetAttribute(node.outputs[0], "to", FLOAT) for node in casts)
+    largest = _largest(stretch)
+    evidence = {"format": _NAMES[to], "largest_value": largest, "largest_in_format": _LARGEST[to]}
+    if _overflows(stretch, largest, _LARGEST[to]):
+        text = f"A value of {largest:.4g} does not fit into {_NAMES[to]}, whose largest is {_LARGEST[to]:.5g}."
+        yield Hypothesis(
+            "overflow", text, evidence, patch, f"keep this layer in float32 ({_NAMES[to]} conversion: block list)"
+        )
+        return
+    text = f"Its result is rounded to {_NAMES[to]}."
+    yield Hypothesis("precision", text, evidence, patch, "keep this layer in float32")
+
+
+def _largest(stretch: Stretch) -> float:
+    """The largest magnitude inside the stretch, by the reference or, where it has no such value, by the file."""
+    values = stretch.alignment.reference.values
+    arrays = [values[i].array for site in stretch.sites for i in (*site.inputs, *site.outputs)]
+    sizes = [float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) for a in arrays if a is not None and a.dtype.kind == "f"]
+    return max(sizes, default=0.0)
+
+
+def _overflows(stretch: Stretch, largest: float, limit: float) -> bool:
+    actual, expected = stretch.actual, stretch.expected
+    if actual is None or expected is None or actual.dtype.kind != "f":
+        return largest > limit
+    return bool((~np.isfinite(actual)).sum() > (~np.isfinite(expected)).sum()) or largest > limit
+
+
+def too_narrow(stretch: Stretch) -> str | None:
+    """The cause, where half precision made something infinite that is not."""
+    actual, expected = stretch.actual, stretch.expected
+    if not stretch.narrow or actual is None or expected is None or actual.dtype.kind != "f":
+        return None
+    lost = (~np.isfinite(actual)).sum() > (~np.isfinite(expected)).sum()
+    return "overflow" if lost or _largest(stretch) > _LARGEST[HALF] else None
+
+
+def _stored(stretch: Stretch) -> Iterator[Hypothesis]:
+    """Weights that the file keeps as integers and that do not stand for the model's."""
+    differences = () if stretch.comparison is None else stretch.comparison.differences
+    for difference in differences:
+        if difference.what is What.CONSTANT and (stored := _integers_behind(stretch, difference)) is not None:
+            from layerdiff.diagnose.semantics import changes_for
+
+            info = np.iinfo(stored.dtype)
+            clipped = int(np.sum((stored == info.min) | (stored == info.max)))
+            text = f"A constant of {difference.op} is kept as {stored.dtype}, in a scale that does not hold it."
+            if clipped:
+                text = f"{clipped} of {stored.size} stored {stored.dtype} numbers of {difference.op} are clipped."
+            evidence = {"dtype": str(stored.dtype), "clipped": clipped}
+            yield Hypothesis(
+                "quantization", text, evidence, changes_for(stretch, difference), "quantise this layer anew"
+            )
+
+
+def _integers_behind(stretch: Stretch, difference: Difference) -> Array | None:
+    """The integers that a constant is dequantised from."""
+    graph, node = stretch.alignment.candidate.graph, difference.node
+    if node is None or difference.place is None or not isinstance(difference.got, np.ndarray):
+        return None
+    name = graph.nodes[node.index].inputs[difference.place.slot]
+    index = graph.producer.get(name)
+    while index is not None and graph.nodes[index].op in ("Transpose", "Reshape", "Identity", "Cast"):
+        name = graph.nodes[index].inputs[0]
+        index = graph.producer.get(name)
+    if index is None or graph.nodes[index].op != "DequantizeLinear":
+        return None
+    stored = graph.initializer(graph.nodes[index].inputs[0])
+    return stored if stored is not None and stored.dtype.kind in "iu" else None

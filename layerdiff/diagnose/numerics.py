@@ -1,0 +1,33 @@
+"""An unstable formula: right in exact arithmetic, wrong in the precision that the file computes in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.graph import in_double
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from layerdiff.diagnose.stretch import Stretch
+
+
+def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
+    """One, where the same nodes give the right value in double precision."""
+    part = stretch.part
+    expected = stretch.expected_wrong
+    if part is None or expected is None or expected.dtype != np.float32 or stretch.narrow:
+        return
+    wide = in_double(part.model, part.feeds)
+    if wide is None or wide.size != expected.size:
+        return
+    if not stretch.alignment.holds(part.value, wide.astype(np.float64)):
+        return
+    splice = None if stretch.comparison is None else stretch.splice(stretch.comparison.fresh)
+    ops = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
+    text = f"{ops} lose the result to rounding or overflow; in double precision the same nodes give the right one."
+    remedy = "write the operation in its stable form (log_softmax, logsigmoid, logsumexp), and export again"
+    yield Hypothesis("numerics", text, {"right_in": "float64"}, None if splice is None else (splice,), remedy)

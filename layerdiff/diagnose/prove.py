@@ -1,0 +1,148 @@
+"""Let hypotheses compete: each is run, what makes the wrong tensor right is verified, the simplest of those wins."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.lowering import Exporter
+from layerdiff.model import Diagnosis
+from layerdiff.patch import SetAttribute, SetConstant, Splice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from layerdiff.diagnose.hypothesis import Diagnoser
+    from layerdiff.diagnose.stretch import Stretch
+    from layerdiff.patch import Change, Patch
+
+log = logging.getLogger("layerdiff")
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """The diagnosis of one origin, and the change that cured it (None when nothing did)."""
+
+    diagnosis: Diagnosis
+    patch: Patch | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tried:
+    hypothesis: Hypothesis
+    verified: bool
+    gap: float
+
+
+def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool = True) -> Explained:
+    """The cause of one origin: the verified hypothesis that changes least, else the most likely one, else unknown.
+
+    Single changes are tried first, then as few of them together as it takes, then whole stretches put in place. The
+    stretch is lowered by the quick exporter first, and by the slow one (if `thorough`) where that proved nothing.
+    """
+    if stretch.holds(()):  # a cure of what is not ill proves nothing
+        return _explained(stretch, None, (), [])
+    tried: list[_Tried] = []
+    whole: list[tuple[Stretch, Hypothesis]] = []
+    failed: list[str] = []
+    for exporter in tuple(Exporter) if thorough else (Exporter.TORCHSCRIPT,):
+        lowered = stretch.by(exporter)
+        proposed, errors = _proposed(lowered, diagnosers)
+        failed += errors
+        single = [h for h in proposed if not _splices(h)]
+        whole += [(lowered, h) for h in proposed if _splices(h)]
+        tried += [_try(lowered, hypothesis) for hypothesis in single]
+        if not any(t.verified for t in tried):
+            tried += _together(lowered, single)
+        if any(t.verified for t in tried):
+            break
+    else:
+        whole.sort(key=lambda pair: len(pair[0].comparison.differences) if pair[0].comparison else 0)
+        tried += [_try(lowered, hypothesis) for lowered, hypothesis in whole]
+    verified = [t for t in tried if t.verified]
+    winner = min(verified, key=lambda t: len(t.hypothesis.patch or ())) if verified else _likeliest(tried)
+    return _explained(stretch, winner, tried, failed)
+
+
+def _explained(stretch: Stretch, winner: _Tried | None, tried: Sequence[_Tried], failed: list[str]) -> Explained:
+    ruled_out = [_ruled_out(t) for t in tried if winner is None or t.hypothesis is not winner.hypothesis]
+    evidence: dict[str, Any] = {"ruled_out": ruled_out} if ruled_out else {}
+    if failed:
+        evidence["failed"] = failed
+    if winner is None:
+        text = "Located and proven by putting PyTorch's value in, not explained."
+        return Explained(Diagnosis("unknown", stretch.divergence.layer, text, evidence, "", verified=False), None)
+    cause = winner.hypothesis
+    evidence = {**cause.evidence, **({"error_after": winner.gap} if cause.patch else {}), **evidence}
+    diagnosis = Diagnosis(
+        cause.cause, stretch.divergence.layer, cause.summary, evidence, cause.remedy, verified=winner.verified
+    )
+    return Explained(diagnosis, cause.patch if winner.verified else None)
+
+
+def _proposed(stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> tuple[list[Hypothesis], list[str]]:
+    """All that the diagnosers say; one that raises is reported by its name, and the others go on."""
+    found: list[Hypothesis] = []
+    failed = []
+    for diagnoser in diagnosers:
+        try:
+            found += diagnoser(stretch)
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # noqa: PERF203
+            name = diagnoser.__module__.rpartition(".")[2]
+            log.warning("the diagnoser %s failed on %s", name, stretch.divergence.layer, exc_info=True)
+            failed.append(f"{name}: {type(error).__name__}: {error}")
+    return found, failed
+
+
+def _try(stretch: Stretch, hypothesis: Hypothesis) -> _Tried:
+    if not hypothesis.patch:
+        return _Tried(hypothesis, verified=False, gap=float("inf"))
+    return _Tried(hypothesis, stretch.holds(hypothesis.patch), stretch.gap(hypothesis.patch))
+
+
+def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[_Tried]:
+    """As few of the changes as cure together: one fault can touch several attributes, and a layer can have two.
+
+    Numbers alone are tried first, then attributes, then both: where an optimiser moved transposes about, differences in
+    wiring are no faults.
+    """
+    changing = [h for h in single if h.patch]
+    numbers = [h for h in changing if all(isinstance(change, SetConstant) for change in h.patch or ())]
+    settings = [h for h in changing if all(isinstance(change, SetAttribute) for change in h.patch or ())]
+    for group in (numbers, settings, [*settings, *numbers], changing):
+        if len(group) < 2 or not stretch.holds(_changes(group)):
+            continue
+        needed = group
+        for hypothesis in group:
+            fewer = [h for h in needed if h is not hypothesis]
+            if fewer and stretch.holds(_changes(fewer)):
+                needed = fewer
+        text = " ".join(dict.fromkeys(h.summary for h in needed))
+        evidence = dict(needed[0].evidence) | {"together_with": [dict(h.evidence) for h in needed[1:]]}
+        return [_try(stretch, Hypothesis(needed[0].cause, text, evidence, _changes(needed), needed[0].remedy))]
+    return []
+
+
+def _changes(hypotheses: Iterable[Hypothesis]) -> Patch:
+    found: list[Change] = []
+    for change in chain.from_iterable(h.patch or () for h in hypotheses):
+        if change not in found:
+            found.append(change)
+    return tuple(found)
+
+
+def _splices(hypothesis: Hypothesis) -> bool:
+    return any(isinstance(change, Splice) for change in hypothesis.patch or ())
+
+
+def _likeliest(tried: Sequence[_Tried]) -> _Tried | None:
+    """Without proof: the one that came closest, if any did."""
+    return min(tried, key=lambda t: t.gap, default=None)
+
+
+def _ruled_out(tried: _Tried) -> str:
+    why = "also cures it" if tried.verified else f"leaves an error of {tried.gap:.3g}"
+    return f"{tried.hypothesis.cause}: {tried.hypothesis.summary} ({why})"

@@ -1,0 +1,93 @@
+"""What no single change explains: the stretch lowered afresh in place of the accused nodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerdiff.diagnose.difference import RESHAPING, What
+from layerdiff.diagnose.formats import too_narrow
+from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.semantics import cause_by_site, cause_of, mask_values
+from layerdiff.diagnose.weights import parameter_behind
+from layerdiff.model import Kind
+from layerdiff.operators import base_name, only_moves
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from layerdiff.diagnose.difference import Difference
+    from layerdiff.diagnose.stretch import Stretch
+
+SELECTIONS = frozenset({"slice", "select", "narrow", "index", "index_select", "gather", "flip", "roll"})
+WRITES = frozenset({"copy_", "index_put_", "fill_.Scalar", "fill_.Tensor", "masked_fill_.Scalar", "scatter_.src"})
+
+
+def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
+    """One: the accused nodes compute something else as a whole, or are not there at all."""
+    comparison = stretch.comparison
+    change = None if comparison is None else stretch.splice(comparison.fresh)
+    if comparison is None or change is None:
+        if stretch.divergence.kind is Kind.DROPPED:
+            yield Hypothesis(_dropped(stretch), "It is missing from the file.")
+        return
+    cause, text = _named(stretch, [d for d in comparison.differences if d.op not in RESHAPING])
+    evidence = {"differences": len(comparison.differences), "lowered_by": comparison.fresh.exporter.value}
+    yield Hypothesis(cause, text, evidence, (change,))
+
+
+def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
+    ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
+    absent = ", ".join(dict.fromkeys(d.op for d in differences))
+    if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes:
+        return _dropped(stretch), f"{ops} is missing from the file."
+    if (cause := too_narrow(stretch)) is not None:
+        return cause, f"A value inside {ops} does not fit into half precision."
+    every = () if stretch.comparison is None else stretch.comparison.differences
+    casts = [d for d in every if d.op == "Cast"]
+    if casts and all(d.what is What.CONSTANT or d in casts for d in every):
+        return "dtype", f"{ops} computes in another type in the file: a conversion is elsewhere, or missing."
+    if every and all(d.op in RESHAPING | {"Transpose"} for d in every):
+        return "layout", f"{ops} comes out with its axes in another order."
+    kinds = {d.what for d in differences}
+    single = [site for site in stretch.sites if not only_moves(site.op)]
+    if kinds == {What.MISSING}:
+        bias = _bias_of(stretch, differences)
+        if bias is not None:
+            return "weights", f"{bias} is absent from the file."
+        if len(single) == 1:  # one operator of the model, of which the file has a part
+            return cause_by_site(stretch), f"{ops} lacks {absent} in the file."
+        return _dropped(stretch), f"{absent} is missing from the file."
+    if kinds == {What.EXTRA}:
+        return "extra-op", f"{absent} is in the file and not in the model."
+    if len(differences) == 1 and (cause := cause_of(differences[0])) is not None:
+        return cause, f"{ops} became something else in the file."
+    nodes = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
+    return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
+
+
+def _dropped(stretch: Stretch) -> str:
+    """What was lost: an update in place, a mask, a selection, or any other operator."""
+    reference = stretch.alignment.reference
+    computing = [site for site in stretch.sites if not only_moves(site.op)]
+    if any(site.replay is None or site.op.removeprefix("aten.") in WRITES for site in stretch.sites):
+        return "inplace"
+    if computing and all(base_name(site.op) in SELECTIONS for site in computing):
+        return "indexing"
+    for site in computing if len(computing) <= 2 else ():
+        operands = [reference.values[index].array for index in site.inputs]
+        if base_name(site.op) in ("masked_fill", "tril", "triu") or any(
+            a is not None and mask_values(a) for a in operands
+        ):
+            return "masking"
+    return "dropped-op"
+
+
+def _bias_of(stretch: Stretch, differences: list[Difference]) -> str | None:
+    """The parameter that a missing addition would have added."""
+    comparison = stretch.comparison
+    if comparison is None or len(differences) != 1 or differences[0].op != "Add":
+        return None
+    node = differences[0].wanted_node
+    arrays = [comparison.constants.get(name) for name in (() if node is None else node.inputs)]
+    names = [parameter_behind(stretch, array) for array in arrays if array is not None]
+    return next((name for name in names if name is not None), None)

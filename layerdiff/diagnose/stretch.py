@@ -1,0 +1,271 @@
+"""The accused pair as something that can be run: reference operators on one side, ONNX nodes on the other.
+
+Good values go in on both sides. A hypothesis about the cause is a patch of the nodes; it is right when the tensor that
+came out wrong then comes out right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align.weights import parameters_of_sites
+from layerdiff.diagnose.difference import Part, differences
+from layerdiff.errors import BackendError, PatchError
+from layerdiff.layout import inverse
+from layerdiff.localise import Slot, reference_region
+from layerdiff.lowering import Exporter, lowered
+from layerdiff.patch import (
+    Splice,
+    patched,
+    with_reshaped_input,
+    with_reshaped_output,
+    with_turned_input,
+    with_turned_output,
+    within,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    import onnx
+
+    from layerdiff.align import Alignment
+    from layerdiff.diagnose.difference import Difference
+    from layerdiff.graph import Node
+    from layerdiff.localise import Origin
+    from layerdiff.lowering import Lowered
+    from layerdiff.model import Divergence, Site
+    from layerdiff.patch import Change
+
+    Array = np.ndarray[Any, Any]
+
+TORCH = "layerdiff.torch"  # the domain of nodes that stand for recorded torch operators
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What the stretch should have become, and every difference to it."""
+
+    fresh: Lowered
+    differences: tuple[Difference, ...]
+    constants: Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Runnable:
+    """A few nodes as a model of their own: what it is fed, what it computes, and the value that this stands for."""
+
+    tensor: str
+    value: int
+    model: onnx.ModelProto
+    feeds: Mapping[str, Array]
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One origin with all that is known about it."""
+
+    alignment: Alignment
+    origin: Origin
+    divergence: Divergence
+    exporter: Exporter = Exporter.TORCHSCRIPT
+
+    @cached_property
+    def sites(self) -> tuple[Site, ...]:
+        """The reference operators from right values to the wrong one, in execution order."""
+        return tuple(self.alignment.reference.sites[index] for index in self.origin.sites)
+
+    @cached_property
+    def inputs(self) -> tuple[int, ...]:
+        """The values that come in on the reference side, and that the candidate has too."""
+        made = {value for site in self.sites for value in site.outputs}
+        read = dict.fromkeys(value for site in self.sites for value in site.inputs)
+        known = self.alignment.reference.values
+        return tuple(value for value in read if value not in made and not known[value].constant)
+
+    @property
+    def value(self) -> int:
+        """The value that the stretch should compute."""
+        return self.origin.value
+
+    @cached_property
+    def expected(self) -> Array | None:
+        """What PyTorch computed at the end of the stretch."""
+        return self.alignment.reference.values[self.value].array
+
+    @cached_property
+    def actual(self) -> Array | None:
+        """What the nodes make of right inputs there."""
+        name = self.origin.slot.tensor
+        found = self.alignment.isolated.get(name)
+        return self.alignment.candidate.tapped.get(name) if found is None else found
+
+    @cached_property
+    def nodes(self) -> tuple[Node, ...]:
+        """The accused ONNX nodes, in topological order."""
+        graph = self.alignment.candidate.graph
+        return tuple(graph.nodes[index] for index in self.origin.nodes)
+
+    def constant(self, name: str) -> Array | None:
+        """The numbers of a constant operand."""
+        return self.alignment.candidate.constants.get(name)
+
+    @cached_property
+    def constants(self) -> tuple[tuple[Node, int, Array], ...]:
+        """Every constant operand of the accused nodes: node, slot, numbers."""
+        return tuple(
+            (node, slot, array)
+            for node in self.nodes
+            for slot, name in enumerate(node.inputs)
+            if (array := self.constant(name)) is not None
+        )
+
+    def parameters(self, site: Site) -> dict[str, Array]:
+        """The parameters that a site reads, by qualified name."""
+        reference = self.alignment.reference
+        return {name: reference.parameters[name] for name in self._parameters.get(site.index, ())}
+
+    @cached_property
+    def _parameters(self) -> dict[int, tuple[str, ...]]:
+        return parameters_of_sites(self.alignment.reference)
+
+    def holder(self, value: int) -> str | None:
+        """A tensor of the candidate that holds a reference value (or a reshape of it); live ones first."""
+        tapped, shape = self.alignment.candidate.tapped, self.alignment.reference.values[value].shape
+        names = self._holders(value)
+        return next((name for name in names if tapped[name].shape == shape), next(iter(names), None))
+
+    def _holders(self, value: int) -> list[str]:
+        found, root = self.alignment, self.alignment.root(value)
+        names = [*sorted(found.tensors_of(value)), *sorted(found.tensors_of(root))]
+        names += [*found.matched.get(value, ()), *found.matched.get(root, ())]
+        size = int(np.prod(found.reference.values[value].shape))
+        tapped = found.candidate.tapped
+        return [name for name in dict.fromkeys(names) if name in tapped and tapped[name].size == size]
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """The accused nodes beside what the stretch should have become; None where the exporter cannot express it."""
+        return self._compared(self.exporter)
+
+    def by(self, exporter: Exporter) -> Stretch:
+        """The same stretch, lowered by another exporter."""
+        return replace(self, exporter=exporter)
+
+    def widened(self) -> Stretch:
+        """The same origin as it was before trials narrowed it down: up to the tensor that came out wrong."""
+        if self.origin.wrong is None:
+            return self
+        tensor, value = self.origin.wrong
+        nodes, _ = self.alignment.candidate.graph.region(tensor, self.alignment.forced())
+        sites, _ = reference_region(self.alignment, value)
+        origin = replace(
+            self.origin,
+            value=value,
+            slot=Slot(tensor),
+            sites=tuple(sorted(sites)),
+            nodes=tuple(sorted(nodes)),
+            inserted=False,
+        )
+        return replace(self, origin=origin)
+
+    def _compared(self, exporter: Exporter) -> Comparison | None:
+        reference, graph = self.alignment.reference, self.alignment.candidate.graph
+        if not self.sites or any(node.domain == TORCH for node in self.nodes):
+            return None
+        sites = [site.index for site in self.sites]
+        fresh = lowered(reference, sites, self.inputs, self.value, (exporter, graph.opset()))
+        if fresh is None:
+            return None
+        part = self.alignment.candidate.part(fresh.model, {})
+        wanted = Part.of(part.graph, range(len(part.graph.nodes)), part.constants)
+        got = Part.of(graph, self.origin.nodes, self.alignment.candidate.constants)
+        sources = {name: frozenset(self._holders(value)) for name, value in fresh.inputs.items()}
+        return Comparison(fresh, tuple(differences(wanted, got, sources)), wanted.constants)
+
+    def splice(self, fresh: Lowered) -> Splice | None:
+        """The change that puts fresh nodes in place of the accused ones; None where an input is nowhere in the file."""
+        candidate, values = self.alignment.candidate, self.alignment.reference.values
+        model, inputs = fresh.model, []
+        for name, value in fresh.inputs.items():
+            tensor = self.holder(value)
+            if tensor is None:
+                return None
+            if candidate.tapped[tensor].shape != values[value].shape:
+                model = with_reshaped_input(model, name, values[value].shape)
+            if tensor in candidate.layout:
+                model = with_turned_input(model, name, candidate.layout[tensor])
+            inputs.append((name, tensor))
+        slot = self.origin.slot
+        if self.actual is not None and self.actual.shape != values[self.value].shape and self.origin.provable:
+            model = with_reshaped_output(model, self.actual.shape)
+        if slot.tensor in candidate.layout:
+            model = with_turned_output(model, inverse(candidate.layout[slot.tensor]))
+        graph = candidate.graph
+        edges = None if slot.edges is None else tuple((graph.nodes[n].outputs[0], s) for n, s in sorted(slot.edges))
+        return Splice(slot.tensor, model, tuple(inputs), edges)
+
+    @property
+    def narrow(self) -> bool:
+        """Whether the accused nodes compute in half precision somewhere."""
+        tapped = self.alignment.candidate.tapped
+        return any(o in tapped and tapped[o].dtype == np.float16 for node in self.nodes for o in node.outputs)
+
+    @property
+    def expected_wrong(self) -> Array | None:
+        """What the tensor that came out wrong should hold."""
+        return None if self.part is None else self.alignment.reference.values[self.part.value].array
+
+    @cached_property
+    def part(self) -> Runnable | None:
+        """The nodes from right sources to the tensor that came out wrong, as a model of their own."""
+        if self.origin.wrong is None:
+            return None
+        tensor, value = self.origin.wrong
+        found, graph = self.alignment, self.alignment.candidate.graph
+        forced = found.forced()
+        nodes, start = graph.region(tensor, forced)
+        borders = {name: value for value in self._border() if (name := self.holder(value)) is not None}
+        inside = {name for index in nodes for name in graph.nodes[index].outputs}
+        sources = {name: found.expected_for(name, forced[name]) for name in start if name in forced}
+        sources |= {n: a for n in start - set(sources) if (a := found.candidate.tapped.get(n)) is not None}
+        extra = {n: found.expected_for(n, v) for n, v in borders.items() if n not in inside and n not in sources}
+        feeds = {name: found.candidate.as_in_file(name, array) for name, array in (sources | extra).items()}
+        return Runnable(tensor, value, found.candidate.cut(tensor, nodes, feeds), feeds)
+
+    def _border(self) -> set[int]:
+        """Every right value that the stretch, or what lies between it and the wrong tensor, starts from."""
+        wrong = () if self.origin.wrong is None else (self.origin.wrong[1],)
+        found: set[int] = set(self.inputs) | {self.value}
+        for value in (self.value, *wrong):
+            found |= set(reference_region(self.alignment, value)[1])
+        return found
+
+    def outcome(self, patch: Iterable[Change]) -> Array | None:
+        """The tensor that came out wrong, computed by the patched nodes; None when they cannot run."""
+        if self.part is None:
+            return None
+        try:
+            model = patched(self.part.model, within(self.part.model, patch))
+            candidate = self.alignment.candidate
+            return candidate.shown(candidate.part(model, self.part.feeds).outputs_with(())).get(self.part.tensor)
+        except (BackendError, PatchError):
+            return None
+
+    def holds(self, patch: Iterable[Change]) -> bool:
+        """Whether the patched nodes compute the right value, to the noise floor."""
+        return self.part is not None and self.alignment.holds(self.part.value, self.outcome(patch))
+
+    def gap(self, patch: Iterable[Change] = ()) -> float:
+        """The largest error of the tensor that came out wrong, after the patch; infinite when it cannot run."""
+        expected, actual = self.expected_wrong, self.outcome(patch)
+        if expected is None or actual is None or actual.size != expected.size or expected.dtype.kind not in "fiub":
+            return float("inf")
+        with np.errstate(invalid="ignore"):
+            difference = np.abs(actual.reshape(-1).astype(np.float64) - expected.reshape(-1).astype(np.float64))
+        difference[(actual.reshape(-1) == expected.reshape(-1))] = 0.0  # equal infinities
+        return float(difference.max(initial=0.0))

@@ -1,0 +1,156 @@
+"""Weights that are not the model's: which parameter, which channels, in what way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align.weights import Tie, relation
+from layerdiff.diagnose.difference import What
+from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.semantics import RECURRENT, changes_for, shown
+from layerdiff.operators import base_name, only_moves
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from layerdiff.diagnose.stretch import Stretch
+
+    Array = np.ndarray[Any, Any]
+
+_LOOKUPS = frozenset({"embedding", "index_select", "index", "gather", "slice", "select", "narrow"})
+
+
+def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
+    """One for every constant operand that stands for a parameter and is not it."""
+    if stretch.comparison is None:
+        return
+    for difference in stretch.comparison.differences:
+        if difference.what is not What.CONSTANT or not isinstance(difference.wanted, np.ndarray):
+            continue
+        name = parameter_behind(stretch, difference.wanted)
+        patch = changes_for(stretch, difference)
+        if name is None or not patch:
+            continue
+        if not isinstance(difference.got, np.ndarray) or difference.got.size != difference.wanted.size:
+            text, evidence = f"{name} is absent from {difference.op}.", {"got": shown(difference.got)}
+        else:
+            text, evidence = in_what_way(stretch, name, difference.wanted, difference.got)
+        cause = "recurrent" if difference.op in RECURRENT and evidence.get("permuted") else "weights"
+        yield Hypothesis(
+            cause, text, {"parameter": name, **evidence}, patch, "export again from the model that is meant to ship"
+        )
+
+
+def parameter_behind(stretch: Stretch, wanted: Array) -> str | None:
+    """The parameter of the stretch that a right constant is (in any layout), or was made from by a fold."""
+    if wanted.dtype.kind != "f" or wanted.size < 2:
+        return None
+    table = _folded_table(stretch, wanted)
+    if table is not None:
+        return table
+    best: tuple[int, str] | None = None
+    for site in stretch.sites:
+        for name, array in stretch.parameters(site).items():
+            if array.size != wanted.size or array.dtype.kind != "f":
+                continue
+            tie = relation(array, wanted)
+            rank = [Tie.EXACT, Tie.SCALED, Tie.NEAR, None].index(tie)
+            if tie is not None and (best is None or rank < best[0]):
+                best = (rank, name)
+    return None if best is None else best[1]
+
+
+def _folded_table(stretch: Stretch, wanted: Array) -> str | None:
+    """The table that a constant was looked up in: exporters fold the embedding of positions away."""
+    reference = stretch.alignment.reference
+    for value in {v for site in stretch.sites for v in site.inputs}:
+        known = reference.values[value]
+        if not known.constant or known.array is None or known.array.size != wanted.size:
+            continue
+        if np.array_equal(known.array.reshape(-1), wanted.reshape(-1).astype(known.array.dtype)):
+            return next(iter(_tables(stretch, value)), None)
+    return None
+
+
+def _tables(stretch: Stretch, value: int) -> list[str]:
+    """The parameters that a constant value was looked up in (not those that something was computed from)."""
+    reference = stretch.alignment.reference
+    found, todo, seen = [], [value], set()
+    while todo:
+        known = reference.values[todo.pop()]
+        maker = None if known.site is None else reference.sites[known.site]
+        if known.parameter is not None:
+            found.append(known.parameter)
+        elif (
+            maker is not None and known.index not in seen and (only_moves(maker.op) or base_name(maker.op) in _LOOKUPS)
+        ):
+            seen.add(known.index)
+            todo += maker.inputs
+    return [name for name in found if reference.parameters[name].dtype.kind == "f"]
+
+
+def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple[str, dict[str, Any]]:
+    """A sentence and numbers on how the file's weight differs from the right one (of the same size)."""
+    w, g = wanted.astype(np.float64), got.reshape(wanted.shape).astype(np.float64)
+    error = np.nan_to_num(np.abs(g - w))
+    evidence: dict[str, Any] = {
+        "max_abs": float(error.max()),
+        "rel_l2": float(np.linalg.norm(g - w)) / max(float(np.linalg.norm(w)), 1e-300),
+    }
+    other = _another_parameter(stretch, name, got)
+    if other is not None:
+        return f"Where {name} belongs the file holds {other}.", {**evidence, "equals": other}
+    if not np.any(g):
+        return f"{name} is all zeros in the file.", {**evidence, "zero": True}
+    factor = float(np.sum(g * w)) / max(float(np.sum(w * w)), 1e-300)
+    if np.abs(g - factor * w).max() <= 1e-5 * np.abs(g).max():
+        return f"{name} is multiplied by {factor:.6g} in the file.", {**evidence, "factor": factor}
+    if np.array_equal(np.sort(g, axis=None), np.sort(w, axis=None)):
+        return f"{name} holds the right numbers in another order.", {**evidence, "permuted": True}
+    rounded = _rounded_to(w, g)
+    if rounded:
+        return f"{name} was rounded to {rounded}.", {**evidence, "format": rounded}
+    channels = _channels(error)
+    if channels:
+        evidence["channels"] = channels
+        return f"{name} differs in channel {', '.join(map(str, channels[:8]))} of {w.shape[0]}.", evidence
+    return f"{name} is not the model's: it differs everywhere, by {evidence['rel_l2']:.2g} of its size.", evidence
+
+
+def _channels(error: Array) -> list[int]:
+    """The few leading indices that hold all of the error; empty when it is spread."""
+    if error.ndim < 1 or error.shape[0] < 4:
+        return []
+    per_channel = error.reshape(error.shape[0], -1).max(axis=1)
+    wrong = np.flatnonzero(per_channel > 1e-5 * max(float(per_channel.max()), 1e-300) + 1e-12)
+    return [int(i) for i in wrong] if 0 < wrong.size <= error.shape[0] // 4 else []
+
+
+def _another_parameter(stretch: Stretch, name: str, got: Array) -> str | None:
+    """Another parameter of the model that holds exactly these numbers (in any layout)."""
+    for other, array in stretch.alignment.reference.parameters.items():
+        if other == name or array.size != got.size or array.size < 4 or array.dtype != got.dtype:
+            continue
+        if relation(array, got) is Tie.EXACT and np.ptp(array) > 0:
+            return other
+    return None
+
+
+def _rounded_to(w: Array, g: Array) -> str:
+    """The number format that turns the right weight into the file's, if one does."""
+    if np.array_equal(w.astype(np.float16).astype(np.float64), g):
+        return "float16"
+    bits = (w.astype(np.float32).view(np.uint32) + 0x8000) & 0xFFFF0000
+    if np.array_equal(bits.astype(np.uint32).view(np.float32).astype(np.float64), g):
+        return "bfloat16"
+    values: Array = np.unique(g)
+    steps = np.diff(values)
+    if (
+        2 < values.size <= 256
+        and steps.size
+        and np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=1e-2)
+    ):
+        return "an 8-bit grid" if values.size > 16 else "a 4-bit grid"
+    return ""

@@ -1,0 +1,10 @@
+"""The two sides of a comparison, behind one seam: whatever was handed in, the story of trace() is the same.
+
+A reference gives the dataflow graph of one forward pass and its noise floor; a candidate gives a graph of nodes and a
+runtime that can run any part of it.
+"""
+
+from layerdiff.sides.base import CandidateSide, ReferenceSide
+from layerdiff.sides.open import open_candidate, open_reference
+
+__all__ = ["CandidateSide", "ReferenceSide", "open_candidate", "open_reference"]

@@ -1,0 +1,71 @@
+"""What trace() asks of the two sides."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+
+    from layerdiff.backends import Backend
+    from layerdiff.candidate import Candidate
+    from layerdiff.model import Noise, Reference
+    from layerdiff.samples import Sample
+
+    Array = np.ndarray[Any, Any]
+
+
+class ReferenceSide(Protocol):
+    """What is right by definition."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, in one word for the report: PyTorch or ONNX."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Its name for the report: a class or a file."""
+        ...
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader of the report must know about it."""
+        ...
+
+    def feeds(self, sample: Sample) -> Mapping[str, Array]:
+        """The arrays of a sample under the names of the arguments that they are."""
+        ...
+
+    def capture(self, sample: Sample) -> Reference:
+        """The dataflow graph of one run."""
+        ...
+
+    def noise_floor(self, sample: Sample, reference: Reference) -> Mapping[int, Noise]:
+        """The noise floor of every value of that graph, by value index."""
+        ...
+
+
+class CandidateSide(Protocol):
+    """What is judged."""
+
+    @property
+    def kind(self) -> str:
+        """What it is, in one word for the report: PyTorch or ONNX."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Its name for the report: a class or a file."""
+        ...
+
+    @property
+    def backend(self) -> Backend:
+        """What runs it."""
+        ...
+
+    def fed(self, sample: Sample, feeds: Mapping[str, Array]) -> Candidate:
+        """The candidate with one sample; `feeds` are its arrays as the reference names them."""
+        ...

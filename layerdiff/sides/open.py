@@ -1,0 +1,70 @@
+"""From what was handed in to the side it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnx
+import torch
+
+from layerdiff.backends import OnnxRuntime
+from layerdiff.capture import type_of
+from layerdiff.errors import InputError
+from layerdiff.sides.exported import module_of
+from layerdiff.sides.onnx_candidate import OnnxCandidate
+from layerdiff.sides.onnx_reference import OnnxReference
+from layerdiff.sides.torch_candidate import TorchCandidate, plain
+from layerdiff.sides.torch_reference import TorchReference
+
+if TYPE_CHECKING:
+    from layerdiff.backends import Backend
+    from layerdiff.sides.base import CandidateSide, ReferenceSide
+
+
+def open_reference(reference: Any) -> ReferenceSide:
+    """The reference side of what was handed in.
+
+    Raises
+    ------
+    InputError
+        It is nothing that can be a reference.
+
+    """
+    if isinstance(reference, torch.export.ExportedProgram):
+        module, notes = module_of(reference)
+        return TorchReference(module, "ExportedProgram", notes)
+    if isinstance(reference, torch.nn.Module):
+        module = plain(reference)
+        return TorchReference(module, type_of(module))
+    source = getattr(reference, "model_proto", reference)
+    if isinstance(source, (str, Path, onnx.ModelProto)):
+        return OnnxReference(source)
+    raise InputError(
+        "reference: wanted a torch.nn.Module, an ExportedProgram, or an ONNX model (the path of an .onnx file or a "
+        f"ModelProto), got a {type(reference).__name__}; pass the model itself"
+    )
+
+
+def open_candidate(candidate: Any, backend: Backend | None) -> CandidateSide:
+    """The candidate side of what was handed in.
+
+    Raises
+    ------
+    InputError
+        It is nothing that can be a candidate, or a backend was given for what needs none.
+
+    """
+    if isinstance(candidate, (torch.nn.Module, torch.export.ExportedProgram)):
+        if backend is not None:
+            raise InputError("backend: runs ONNX candidates; a torch candidate runs itself, so leave it out")
+        if isinstance(candidate, torch.export.ExportedProgram):
+            return TorchCandidate(module_of(candidate)[0], "ExportedProgram")
+        return TorchCandidate(candidate, type_of(plain(candidate)))
+    source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
+    if not isinstance(source, (str, Path, onnx.ModelProto)):
+        raise InputError(
+            "candidate: wanted the path of an .onnx file, an onnx.ModelProto, an ONNXProgram, a torch.nn.Module or an "
+            f"ExportedProgram, got {type(source).__name__}"
+        )
+    return OnnxCandidate(source, backend or OnnxRuntime())

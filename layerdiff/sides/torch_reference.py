@@ -1,0 +1,61 @@
+"""A torch module as the reference."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from layerdiff.capture import capture
+from layerdiff.noise import noise_floor
+from layerdiff.samples import named_arguments
+from layerdiff.tensors import to_array
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+    from layerdiff.model import Noise, Reference
+    from layerdiff.samples import Sample
+
+    Array = np.ndarray[Any, Any]
+
+log = logging.getLogger("layerdiff")
+
+
+class TorchReference:
+    """A module, recorded operator by operator; its float64 twin gives the noise floor."""
+
+    kind = "PyTorch"
+
+    def __init__(self, model: nn.Module, label: str, warnings: tuple[str, ...] = ()) -> None:
+        self._model = model
+        self.label = label
+        self.warnings = (*_training_warning(model), *warnings)
+
+    def feeds(self, sample: Sample) -> dict[str, Array]:
+        """The tensors of the sample under the names of forward's arguments."""
+        given = named_arguments(sample, self._model)
+        return {name: array for name, tensor in given.items() if (array := to_array(tensor)) is not None}
+
+    def capture(self, sample: Sample) -> Reference:
+        """The dataflow graph of one forward pass."""
+        return capture(self._model, sample.args, sample.kwargs)
+
+    def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
+        """The distance of every value to its float64 shadow."""
+        return noise_floor(self._model, sample.args, sample.kwargs, reference)
+
+
+def _training_warning(model: nn.Module) -> tuple[str, ...]:
+    """What train mode does to the layers that behave differently in it."""
+    norms = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]  # noqa: SLF001
+    drops = [n for n, m in model.named_modules() if m.training and isinstance(m, torch.nn.modules.dropout._DropoutNd)]  # noqa: SLF001
+    if not norms and not drops:
+        return ()
+    effects = [f"{len(norms)} BatchNorm layers use the statistics of the batch"] if norms else []
+    effects += [f"{len(drops)} Dropout layers drop at random"] if drops else []
+    text = f"the reference is in train mode: {' and '.join(effects)}; call model.eval() first unless that is meant"
+    log.warning(text)
+    return (text,)
