@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from layerdiff.diagnose.stretch import Stretch
     from layerdiff.patch import Change, Patch
 
+REPAIR = 'report.repair("fixed.onnx") writes the file with this change made'
+
 log = logging.getLogger("layerdiff")
 
 
@@ -77,8 +79,9 @@ def _explained(stretch: Stretch, winner: _Tried | None, tried: Sequence[_Tried],
         return Explained(Diagnosis("unknown", stretch.divergence.layer, text, evidence, "", verified=False), None)
     cause = winner.hypothesis
     evidence = {**cause.evidence, **({"error_after": winner.gap} if cause.patch else {}), **evidence}
+    remedy = cause.remedy or (REPAIR if winner.verified else "")
     diagnosis = Diagnosis(
-        cause.cause, stretch.divergence.layer, cause.summary, evidence, cause.remedy, verified=winner.verified
+        cause.cause, stretch.divergence.layer, cause.summary, evidence, remedy, verified=winner.verified
     )
     return Explained(diagnosis, cause.patch if winner.verified else None)
 

@@ -86,7 +86,9 @@ def _causes(report: Report, told: tuple[str, ...]) -> list[str]:
     """The most certain cause and its remedy."""
     causes = report.diagnoses[:1]
     place = "" if report.divergences else "".join(f"The runtime gave up in {d.layer}. " for d in causes if d.layer)
-    return [("" if d.summary in told else f"{d.summary} ") + f"{place}Remedy: {d.remedy}" for d in causes]
+    remedies = [f"Remedy: {d.remedy}." if d.remedy else "" for d in causes]
+    shown = [("" if d.summary in told else f"{d.summary} ") + place + r for d, r in zip(causes, remedies, strict=True)]
+    return [text.strip() for text in shown if text.strip()]
 
 
 def _confined(report: Report) -> list[str]:
