@@ -34,7 +34,7 @@ from layerdiff.runner import Runner
 from layerdiff.samples import samples
 from layerdiff.several import judged, size_diagnosis
 from layerdiff.sides import open_candidate, open_reference
-from layerdiff.stability import random_diagnosis
+from layerdiff.stability import random_diagnosis, reference_random
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -218,10 +218,13 @@ class _Job:
         book = LayerBook(alignment, floor, run.tolerance, accused, rounded)
         calls = book.calls()
         divergences = tuple(divergence for _, divergence in found)
+        unstable = run.reference.unstable(shown.sample, reference) if found else frozenset()
+        drawn = reference_random(reference, unstable, next(iter(divergences), None))
         source = run.source
         return Report(
             divergences=divergences,
-            diagnoses=_diagnoses(observed, divergences, alignment, told, explained),
+            diagnoses=(() if drawn is None else (drawn,))
+            + _diagnoses(observed, divergences, alignment, told, explained),
             diffuse=None if proven.harmless else diffuse(alignment, rounded, outputs),
             outputs=shown.results,
             layers=calls if self.granularity == "module" else book.operators(),

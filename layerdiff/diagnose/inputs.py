@@ -24,8 +24,12 @@ MOST = 15
 def inputs_exchanged(
     candidate: Candidate, outputs: OutputPairs, others: Sequence[Explained], root_type: str
 ) -> tuple[Divergence, Explained] | None:
-    """The finding that two inputs are taken for each other; None where they are not, or all is explained without."""
-    if all(other.diagnosis.verified for other in others):
+    """The finding that two inputs are taken for each other; None where they are not, or all is explained without.
+
+    One exchange at the border explains more than several wrong wires behind it.
+    """
+    wires = len(others) > 1 and all(other.diagnosis.cause == "order" for other in others)
+    if all(other.diagnosis.verified for other in others) and not wires:
         return None
     pair = _exchanged(candidate, outputs)
     return None if pair is None else _explained(candidate, outputs, pair, root_type)

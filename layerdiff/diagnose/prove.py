@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from layerdiff.diagnose import rewired
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.lowering import Exporter
 from layerdiff.model import Diagnosis
@@ -51,8 +52,11 @@ def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool
     whole: list[tuple[Stretch, Hypothesis]] = []
     failed: list[str] = []
     for exporter in tuple(Exporter) if thorough else (Exporter.TORCHSCRIPT,):
-        lowered = stretch.by(exporter)
+        lowered = (stretch.widened() if stretch.misread else stretch).by(exporter)
         proposed, errors = _proposed(lowered, diagnosers)
+        if not proposed:
+            proposed, errors = _proposed(stretch.by(exporter), diagnosers)
+        proposed += rewired.hypotheses(stretch)
         failed += errors
         single = [h for h in proposed if not _splices(h)]
         whole += [(lowered, h) for h in proposed if _splices(h)]
