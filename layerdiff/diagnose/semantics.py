@@ -82,7 +82,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             {
                 "node": "" if node is None else node.name,
                 "operator": difference.op,
-                **({"attribute": difference.name} if difference.name else {"operand": difference.slot}),
+                **({"attribute": difference.name} if difference.name else {}),
+                **({"operand": difference.slot} if difference.slot >= 0 else {}),
                 "wanted": shown(difference.wanted),
                 "got": shown(difference.got),
             },
@@ -177,7 +178,9 @@ def changes_for(stretch: Stretch, difference: Difference) -> Patch:
     if node is None:
         return ()
     if difference.what is What.ATTRIBUTE:
-        return (SetAttribute(node.outputs[0], difference.name, difference.wanted),)
+        right = SetAttribute(node.outputs[0], difference.name, difference.wanted)
+        automatic = difference.name == "pads" and "auto_pad" in node.attributes  # no node may have both
+        return (SetAttribute(node.outputs[0], "auto_pad", None), right) if automatic else (right,)
     if difference.what is What.OPERATOR and wanted is not None and len(wanted.inputs) == len(node.inputs):
         return (SetOperator(node.outputs[0], wanted.op, tuple(sorted(wanted.attributes.items()))),)
     if place is None:
