@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from layerdiff.diagnose.difference import RESHAPING, What
 from layerdiff.diagnose.formats import too_narrow
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import cause_by_site, cause_of, mask_values
+from layerdiff.diagnose.semantics import REDUCTIONS, cause_by_site, cause_of, mask_values
 from layerdiff.diagnose.weights import parameter_behind
 from layerdiff.model import Kind
 from layerdiff.operators import base_name, only_moves
@@ -36,6 +36,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
 
 
 def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
+    if (reshaped := _reshaped_operand(stretch)) is not None:
+        return reshaped
     ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
     absent = ", ".join(dict.fromkeys(d.op for d in differences))
     if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes:
@@ -44,9 +46,11 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
         return cause, f"A value inside {ops} does not fit into half precision."
     every = () if stretch.comparison is None else stretch.comparison.differences
     casts = [d for d in every if d.op == "Cast"]
-    if casts and all(d.what is What.CONSTANT or d in casts for d in every):
+    rounded = any(site.arguments.get("rounding_mode") for site in stretch.sites)  # by way of integers
+    if casts and not rounded and all(d.what is What.CONSTANT or d in casts for d in every):
         return "dtype", f"{ops} computes in another type in the file: a conversion is elsewhere, or missing."
-    if every and all(d.op in RESHAPING | {"Transpose"} for d in every):
+    moving = [d for d in every if d.op in RESHAPING | {"Transpose"}]
+    if len(casts) < len(every) == len(moving):
         return "layout", f"{ops} comes out with its axes in another order."
     kinds = {d.what for d in differences}
     single = [site for site in stretch.sites if not only_moves(site.op)]
@@ -63,6 +67,23 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
         return cause, f"{ops} became something else in the file."
     nodes = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
     return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
+
+
+def _reshaped_operand(stretch: Stretch) -> tuple[str, str] | None:
+    """The cause, where every node is right and one of them reads the right numbers in a shape of another rank."""
+    if stretch.comparison is None or stretch.comparison.differences or not stretch.nodes:
+        return None
+    candidate, values = stretch.alignment.candidate, stretch.alignment.reference.values
+    read = {name for node in stretch.nodes for name in node.inputs}
+    for index in stretch.inputs:
+        name, wanted = stretch.holder(index), values[index].shape
+        if name not in read or len(candidate.tapped[name].shape) == len(wanted):
+            continue
+        maker = candidate.graph.producer.get(name)
+        reduced = maker is not None and candidate.graph.nodes[maker].op in REDUCTIONS
+        text = f"{stretch.nodes[-1].op} reads {name} in shape {candidate.tapped[name].shape}; the model's is {wanted}."
+        return ("axis" if reduced else "layout"), text
+    return None
 
 
 def _dropped(stretch: Stretch) -> str:

@@ -133,7 +133,9 @@ def images(name: str, subject: Callable[[], nn.Module], *, width: int = 8, size:
     return Network(name, build, ((2, 3, size, size),), **options)
 
 
-def vectors(name: str, subject: Callable[[], nn.Module], *, width: int = 12, **options: Any) -> Network:
+def vectors(
+    name: str, subject: Callable[[], nn.Module], *, width: int = 12, lead: tuple[int, ...] = (2, 7), **options: Any
+) -> Network:
     """A chain of linear layers over tokens with one layer in the middle: (2, 7, 12) in, `width` features out."""
 
     def build() -> nn.Module:
@@ -144,4 +146,4 @@ def vectors(name: str, subject: Callable[[], nn.Module], *, width: int = 12, **o
             head=nn.Linear(width, 5),
         )
 
-    return Network(name, build, ((2, 7, 6),), **options)
+    return Network(name, build, ((*lead, 6),), **options)
