@@ -112,10 +112,11 @@ def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple
     rounded = _rounded_to(w, g)
     if rounded:
         return f"{name} was rounded to {rounded}.", {**evidence, "format": rounded}
-    channels = _channels(error)
-    if channels:
-        evidence["channels"] = channels
-        return f"{name} differs in channel {', '.join(map(str, channels[:8]))} of {w.shape[0]}.", evidence
+    for axis in range(min(error.ndim, 2)):  # a product's matrix keeps its output channels last
+        if channels := _channels(np.moveaxis(error, axis, 0)):
+            few = ", ".join(map(str, channels[:8]))
+            where = f" along axis {axis}" if axis else ""
+            return f"{name} differs in channel {few} of {w.shape[axis]}{where}.", {**evidence, "channels": channels}
     return f"{name} is not the model's: it differs everywhere, by {evidence['rel_l2']:.2g} of its size.", evidence
 
 
