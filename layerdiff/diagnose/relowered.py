@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from layerdiff.diagnose.difference import RESHAPING, What
 from layerdiff.diagnose.formats import too_narrow
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import REDUCTIONS, cause_by_site, cause_of, mask_values
+from layerdiff.diagnose.semantics import REDUCTIONS, cause_at, cause_by_site, cause_of, mask_values
 from layerdiff.diagnose.weights import parameter_behind
 from layerdiff.model import Kind
 from layerdiff.operators import base_name, only_moves
@@ -36,8 +36,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
 
 
 def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
-    if (reshaped := _reshaped_operand(stretch)) is not None:
-        return reshaped
+    if (moved := _moved_operand(stretch)) is not None:
+        return moved
     ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
     absent = ", ".join(dict.fromkeys(d.op for d in differences))
     if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes:
@@ -59,7 +59,7 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
         if bias is not None:
             return "weights", f"{bias} is absent from the file."
         if len(single) == 1:  # one operator of the model, of which the file has a part
-            return cause_by_site(stretch), f"{ops} lacks {absent} in the file."
+            return cause_at(single[0]) or cause_by_site(stretch), f"{ops} lacks {absent} in the file."
         return _dropped(stretch), f"{absent} is missing from the file."
     if kinds == {What.EXTRA}:
         return "extra-op", f"{absent} is in the file and not in the model."
@@ -69,19 +69,21 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
     return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
 
 
-def _reshaped_operand(stretch: Stretch) -> tuple[str, str] | None:
-    """The cause, where every node is right and one of them reads the right numbers in a shape of another rank."""
+def _moved_operand(stretch: Stretch) -> tuple[str, str] | None:
+    """The cause, where every node is right and one of them reads the right numbers in another rank or layout."""
     if stretch.comparison is None or stretch.comparison.differences or not stretch.nodes:
         return None
     candidate, values = stretch.alignment.candidate, stretch.alignment.reference.values
-    read = {name for node in stretch.nodes for name in node.inputs}
+    reader, read = stretch.nodes[-1].op, {name for node in stretch.nodes for name in node.inputs}
+    for name in sorted(read & set(candidate.layout)):
+        return "layout", f"{reader} reads {name}, whose axes are in another order: {candidate.layout[name]}."
     for index in stretch.inputs:
         name, wanted = stretch.holder(index), values[index].shape
         if name not in read or len(candidate.tapped[name].shape) == len(wanted):
             continue
         maker = candidate.graph.producer.get(name)
         reduced = maker is not None and candidate.graph.nodes[maker].op in REDUCTIONS
-        text = f"{stretch.nodes[-1].op} reads {name} in shape {candidate.tapped[name].shape}; the model's is {wanted}."
+        text = f"{reader} reads {name} in shape {candidate.tapped[name].shape}; the model's is {wanted}."
         return ("axis" if reduced else "layout"), text
     return None
 

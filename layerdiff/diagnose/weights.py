@@ -9,7 +9,7 @@ import numpy as np
 from layerdiff.align.weights import Tie, relation
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import RECURRENT, changes_for, shown
+from layerdiff.diagnose.semantics import RECURRENT, changes_for, mask_values, shown
 from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         else:
             text, evidence = in_what_way(stretch, name, difference.wanted, difference.got)
         cause = "recurrent" if difference.op in RECURRENT and evidence.get("permuted") else "weights"
+        cause = "masking" if mask_values(difference.wanted) else cause
         yield Hypothesis(
             cause, text, {"parameter": name, **evidence}, patch, "export again from the model that is meant to ship"
         )
