@@ -178,7 +178,7 @@ def _splice(model: onnx.ModelProto, change: Splice) -> None:
         copy.input[:] = [renamed.get(name, name) for name in node.input]
         copy.output[:] = [renamed.get(name, name) for name in node.output]
         copy.name = next(name for name in copy.output if name)  # a runtime refuses two nodes of one name
-        own |= set(copy.output)
+        own |= {name for name in copy.output if name}
         del copy.metadata_props[:]  # the exporter's stack traces name files of this machine
     _import_domains(model, change.model)
     _redirect(graph, change, renamed[small.output[0].name], own)
