@@ -53,7 +53,8 @@ class Difference:
 
     `node` is the node in the file (None when missing), `wanted_node` what it should be.
 
-    `name` is an attribute's name; `slot` an input slot; `wanted` and `got` are attribute values, numbers, tensors or operators.
+    `name` is an attribute's name; `slot` an input slot; `wanted` and `got` are attribute values, numbers, tensors or
+    operators.
     """
 
     what: What

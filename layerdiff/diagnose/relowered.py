@@ -44,14 +44,8 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
         return _dropped(stretch), f"{ops} is missing from the file."
     if (cause := too_narrow(stretch)) is not None:
         return cause, f"A value inside {ops} does not fit into half precision."
-    every = () if stretch.comparison is None else stretch.comparison.differences
-    casts = [d for d in every if d.op == "Cast"]
-    rounded = any(site.arguments.get("rounding_mode") for site in stretch.sites)  # by way of integers
-    if casts and not rounded and all(d.what is What.CONSTANT or d in casts for d in every):
-        return "dtype", f"{ops} computes in another type in the file: a conversion is elsewhere, or missing."
-    moving = [d for d in every if d.op in RESHAPING | {"Transpose"}]
-    if len(casts) < len(every) == len(moving):
-        return "layout", f"{ops} comes out with its axes in another order."
+    if (cause := _by_type_or_layout(stretch)) is not None:
+        return cause, f"{ops} {_TYPE_OR_LAYOUT[cause]}"
     kinds = {d.what for d in differences}
     single = [site for site in stretch.sites if not only_moves(site.op)]
     if kinds == {What.MISSING}:
@@ -69,6 +63,23 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
     return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
 
 
+_TYPE_OR_LAYOUT = {
+    "dtype": "computes in another type in the file: a conversion is elsewhere, or missing.",
+    "layout": "comes out with its axes in another order.",
+}
+
+
+def _by_type_or_layout(stretch: Stretch) -> str | None:
+    """The cause, where only conversions differ (but for those of a division that rounds), or only what moves."""
+    every = () if stretch.comparison is None else stretch.comparison.differences
+    casts = [d for d in every if d.op == "Cast"]
+    rounded = any(site.arguments.get("rounding_mode") for site in stretch.sites)  # by way of integers
+    if casts and not rounded and all(d.what is What.CONSTANT or d in casts for d in every):
+        return "dtype"
+    moving = [d for d in every if d.op in RESHAPING | {"Transpose"}]
+    return "layout" if len(casts) < len(every) == len(moving) else None
+
+
 def _moved_operand(stretch: Stretch) -> tuple[str, str] | None:
     """The cause, where every node is right and one of them reads the right numbers in another rank or layout."""
     if stretch.comparison is None or stretch.comparison.differences or not stretch.nodes:
@@ -78,12 +89,12 @@ def _moved_operand(stretch: Stretch) -> tuple[str, str] | None:
     for name in sorted(read & set(candidate.layout)):
         return "layout", f"{reader} reads {name}, whose axes are in another order: {candidate.layout[name]}."
     for index in stretch.inputs:
-        name, wanted = stretch.holder(index), values[index].shape
-        if name not in read or len(candidate.tapped[name].shape) == len(wanted):
+        tensor, wanted = stretch.holder(index), values[index].shape
+        if tensor is None or tensor not in read or candidate.tapped[tensor].ndim == len(wanted):
             continue
-        maker = candidate.graph.producer.get(name)
+        maker = candidate.graph.producer.get(tensor)
         reduced = maker is not None and candidate.graph.nodes[maker].op in REDUCTIONS
-        text = f"{reader} reads {name} in shape {candidate.tapped[name].shape}; the model's is {wanted}."
+        text = f"{reader} reads {tensor} in shape {candidate.tapped[tensor].shape}; the model's is {wanted}."
         return ("axis" if reduced else "layout"), text
     return None
 

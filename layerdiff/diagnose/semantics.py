@@ -179,9 +179,9 @@ def changes_for(stretch: Stretch, difference: Difference) -> Patch:
     if node is None:
         return ()
     if difference.what is What.ATTRIBUTE:
-        right = SetAttribute(node.outputs[0], difference.name, difference.wanted)
+        mended = SetAttribute(node.outputs[0], difference.name, difference.wanted)
         automatic = difference.name == "pads" and "auto_pad" in node.attributes  # no node may have both
-        return (SetAttribute(node.outputs[0], "auto_pad", None), right) if automatic else (right,)
+        return (SetAttribute(node.outputs[0], "auto_pad", None), mended) if automatic else (mended,)
     if difference.what is What.OPERATOR and wanted is not None and len(wanted.inputs) == len(node.inputs):
         return (SetOperator(node.outputs[0], wanted.op, tuple(sorted(wanted.attributes.items()))),)
     if place is None:

@@ -42,7 +42,9 @@ class Network:
     def model(self) -> nn.Module:
         model = fill(self.build())
         norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        return settle(model, *(noise(f"{self.name}.batch", 16, *shape[1:]) for shape in self.shapes)) if norms else model
+        return (
+            settle(model, *(noise(f"{self.name}.batch", 16, *shape[1:]) for shape in self.shapes)) if norms else model
+        )
 
     @functools.cached_property
     def _files(self) -> dict[Exporter, onnx.ModelProto]:

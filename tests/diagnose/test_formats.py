@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 DENSE = vectors("dense", lambda: nn.Linear(12, 12))
 LOUD = vectors("loud", lambda: Apply(lambda x: (x * 1e5).abs() + 1))
+TWINS = vectors("twins", lambda: nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12)))
 CONV = images("plain", lambda: nn.Conv2d(8, 8, 3, padding=1))
 RELU = vectors("relu-dropped", nn.ReLU)
 STABLE = vectors("stable", lambda: Apply(lambda x: (x * 100).log_softmax(-1)))
@@ -31,8 +32,8 @@ SELECTED = vectors("selected", lambda: Apply(lambda x: x.flip(1)))
 PLAIN = vectors("selected", nn.Identity)
 
 
-def rounded(format: torch.dtype) -> functools.partial[np.ndarray]:
-    return functools.partial(lambda w, to: torch.from_numpy(w).to(to).float().numpy(), to=format)
+def rounded(to: torch.dtype) -> functools.partial[np.ndarray]:
+    return functools.partial(lambda w, to: torch.from_numpy(w).to(to).float().numpy(), to=to)
 
 
 def on_a_grid(w: np.ndarray) -> np.ndarray:
@@ -66,8 +67,8 @@ FAULTS = (
     Seeded("rounded-to-half", DENSE, behind("MatMul", HALF, 1), "precision"),
     Seeded("rounded-to-half-behind", CONV, behind("Conv", HALF, 1), "precision", "Cast stand behind subject"),
     Seeded("overflow-in-half", LOUD, behind("Mul", HALF), "overflow", "Cast stand behind subject"),
-    Seeded("eight-bits-saturate", CONV, behind("Conv", EIGHT_BITS, 1, s=np.float32(0.002), z=np.int8(0)), "quantization",
-           "QuantizeLinear, DequantizeLinear stand behind subject"),
+    Seeded("eight-bits-saturate", CONV, behind("Conv", EIGHT_BITS, 1, s=np.float32(0.002), z=np.int8(0)),
+           "quantization", "QuantizeLinear, DequantizeLinear stand behind subject"),
     Seeded("eight-bits-zero-point", CONV, behind("Conv", EIGHT_BITS, 1, s=np.float32(0.02), z=np.int8(100)),
            "quantization"),
     Seeded("stored-integers-clipped", CONV, dequantised, "quantization", "are clipped", {"dtype": "int8"}),
@@ -87,7 +88,7 @@ FAULTS = (
     Seeded("weights-grid", CONV, constant("Conv", 1, on_a_grid, 1), "weights", "to an 8-bit grid"),
     Seeded("weights-turned", CONV, constant("Conv", 1, lambda w: w[:, :, ::-1], 1), "weights", "in another order",
            {"permuted": True}),
-    Seeded("weights-of-another", vectors("twins", lambda: nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12))),
+    Seeded("weights-of-another", TWINS,
            lambda p: constant("MatMul", 1, lambda w: numpy_of(p, "MatMul", 2), 1)(p), "weights",
            "the file holds subject.2.weight.", {"equals": "subject.2.weight"}, layer="subject.0"),
     Seeded("relu-missing", RELU, without("Relu"), "dropped-op", "relu is missing from the file."),

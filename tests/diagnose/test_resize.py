@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from itertools import permutations
-
-import pytest
 from torch import nn
 
-from tests.diagnose.edits import attributes, constant
+from tests.diagnose.edits import attributes
 from tests.diagnose.seeded import Network, Seeded, check, check_quiet, healthy_files, images, seeded
 from tests.zoo.exports import Exporter
 

@@ -11,7 +11,6 @@ from torch.nn import functional
 
 from tests.diagnose.edits import attributes, constant, export_of
 from tests.diagnose.seeded import Network, Seeded, check, check_quiet, healthy_files, seeded, vectors
-from tests.realfaults.networks import Apply
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 from torch import nn
-from torch.nn import functional
 
 from tests.diagnose.edits import attributes, constant, export_of, operator
 from tests.diagnose.seeded import Network, Seeded, check, check_quiet, healthy_files, images, seeded
-from tests.realfaults.networks import Apply
 from tests.zoo.exports import Exporter
 
 CONV = images("convolution", lambda: nn.Conv2d(8, 8, 3, padding=1))
@@ -44,8 +41,8 @@ FAULTS = (
     Seeded("max-pool-ceil", MAX_CEIL, attributes("MaxPool", ceil_mode=0), "pooling", "ceil_mode=0; the model's is 1"),
     Seeded("count-include-pad", AVERAGE, attributes("AveragePool", count_include_pad=0), "pooling",
            "count_include_pad=0; the model's is 1"),
-    Seeded("average-for-max", MAX, operator("MaxPool", "AveragePool", kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4),
-           "pooling", "AveragePool where the model computes MaxPool"),
+    Seeded("average-for-max", MAX, operator("MaxPool", "AveragePool", kernel_shape=[3, 3], strides=[2, 2],
+           pads=[1] * 4), "pooling", "AveragePool where the model computes MaxPool"),
     Seeded("max-for-average", AVERAGE, operator("AveragePool", "MaxPool", kernel_shape=[3, 3], strides=[2, 2],
            pads=[1] * 4), "pooling", "MaxPool where the model computes AveragePool"),
     Seeded("global-max", AVERAGE, operator("GlobalAveragePool", "GlobalMaxPool"), "pooling", layer="mean"),
