@@ -71,7 +71,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             continue
         batch = _batch_statistics(stretch, heavy)
         cause, text, evidence = _what_was_folded(found, factor, bias, batch)
-        evidence = {"node": node.name, **evidence, **_errors(found, factor, bias)}
+        evidence = {"node": node.name, **_errors(found, factor, bias), **evidence}
         yield Hypothesis(cause, text, evidence, changes, "export again from the model that is meant to ship")
 
 
@@ -135,6 +135,7 @@ def _wrong_weight(stretch: Stretch, heavy: Site, unfolded: Array, changes: tuple
     from layerdiff.diagnose.weights import in_what_way
 
     name, right = next((n, a) for n, a in stretch.parameters(heavy).items() if a.ndim >= 2)
+    right = by_output_channel(stretch.alignment.reference, heavy, right)
     text, evidence = in_what_way(stretch, name, right, unfolded.astype(right.dtype))
     return Hypothesis("weights", text, {"parameter": name, **evidence}, changes, "export again from the model meant")
 

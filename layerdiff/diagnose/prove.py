@@ -123,7 +123,7 @@ def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[_Tried]:
         if len(group) < 2 or not stretch.holds(_changes(group)):
             continue
         needed = group
-        for hypothesis in group:
+        for hypothesis in reversed(group):
             fewer = [h for h in needed if h is not hypothesis]
             if fewer and stretch.holds(_changes(fewer)):
                 needed = fewer

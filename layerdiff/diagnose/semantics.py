@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from layerdiff.diagnose.stretch import Stretch
+    from layerdiff.model import Site
     from layerdiff.patch import Patch
 
 POOLS = frozenset(
@@ -82,7 +83,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             {
                 "node": "" if node is None else node.name,
                 "operator": difference.op,
-                **({"attribute": difference.name} if difference.name else {"operand": difference.slot}),
+                **({"attribute": difference.name} if difference.name else {}),
+                **({"operand": difference.slot} if difference.slot >= 0 else {}),
                 "wanted": shown(difference.wanted),
                 "got": shown(difference.got),
             },
@@ -112,7 +114,7 @@ def _around(stretch: Stretch, difference: Difference) -> str | None:
     if node is None:
         return None
     arrays = [array for name in node.inputs if (array := stretch.constant(name)) is not None]
-    masks = node.op in ("Where", "Trilu") or any(mask_values(array) for array in arrays)
+    masks = any(n is not None and n.op in ("Where", "Trilu") for n in extra) or any(map(mask_values, arrays))
     return "masking" if masks else "extra-op"
 
 
@@ -177,7 +179,9 @@ def changes_for(stretch: Stretch, difference: Difference) -> Patch:
     if node is None:
         return ()
     if difference.what is What.ATTRIBUTE:
-        return (SetAttribute(node.outputs[0], difference.name, difference.wanted),)
+        mended = SetAttribute(node.outputs[0], difference.name, difference.wanted)
+        automatic = difference.name == "pads" and "auto_pad" in node.attributes  # no node may have both
+        return (SetAttribute(node.outputs[0], "auto_pad", None), mended) if automatic else (mended,)
     if difference.what is What.OPERATOR and wanted is not None and len(wanted.inputs) == len(node.inputs):
         return (SetOperator(node.outputs[0], wanted.op, tuple(sorted(wanted.attributes.items()))),)
     if place is None:
@@ -246,11 +250,15 @@ def cause_by_site(stretch: Stretch) -> str:
     wanted = [d.wanted_node.op for d in found if d.wanted_node is not None and d.what is not What.WIRING]
     differing = [site for site in stretch.sites if any(likeness(site.op, op) > 0 for op in wanted)]
     for site in reversed(differing or stretch.sites):
-        cause = "rounding" if site.arguments.get("rounding_mode") else _of_site(base_name(site.op))
-        if cause is not None:
+        if (cause := cause_at(site)) is not None:
             return cause
     names = {base_name(site.op) for site in stretch.sites}
     return "constant" if {"mul", "div", "add", "sub", "rsub", "pow"} & names else "unknown"
+
+
+def cause_at(site: Site) -> str | None:
+    """What one reference operator suggests, where the file computes something else."""
+    return "rounding" if site.arguments.get("rounding_mode") else _of_site(base_name(site.op))
 
 
 def _of_site(name: str) -> str | None:

@@ -203,7 +203,10 @@ class Stretch:
                 model = with_turned_input(model, name, candidate.layout[tensor])
             inputs.append((name, tensor))
         slot = self.origin.slot
-        if self.actual is not None and self.actual.shape != values[self.value].shape and self.origin.provable:
+        wanted = values[self.value].shape
+        if slot.axes is not None:  # the file keeps the value in another layout there
+            model, wanted = with_turned_output(model, slot.axes), tuple(wanted[axis] for axis in slot.axes)
+        if self.actual is not None and self.actual.shape != wanted and self.actual.size == int(np.prod(wanted)):
             model = with_reshaped_output(model, self.actual.shape)
         if slot.tensor in candidate.layout:
             model = with_turned_output(model, inverse(candidate.layout[slot.tensor]))

@@ -9,7 +9,7 @@ import numpy as np
 from layerdiff.align.weights import Tie, relation
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import RECURRENT, changes_for, shown
+from layerdiff.diagnose.semantics import RECURRENT, changes_for, mask_values, shown
 from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         else:
             text, evidence = in_what_way(stretch, name, difference.wanted, difference.got)
         cause = "recurrent" if difference.op in RECURRENT and evidence.get("permuted") else "weights"
+        cause = "masking" if mask_values(difference.wanted) else cause
         yield Hypothesis(
             cause, text, {"parameter": name, **evidence}, patch, "export again from the model that is meant to ship"
         )
@@ -112,10 +113,11 @@ def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple
     rounded = _rounded_to(w, g)
     if rounded:
         return f"{name} was rounded to {rounded}.", {**evidence, "format": rounded}
-    channels = _channels(error)
-    if channels:
-        evidence["channels"] = channels
-        return f"{name} differs in channel {', '.join(map(str, channels[:8]))} of {w.shape[0]}.", evidence
+    for axis in range(min(error.ndim, 2)):  # a product's matrix keeps its output channels last
+        if channels := _channels(np.moveaxis(error, axis, 0)):
+            few = ", ".join(map(str, channels[:8]))
+            where = f" along axis {axis}" if axis else ""
+            return f"{name} differs in channel {few} of {w.shape[axis]}{where}.", {**evidence, "channels": channels}
     return f"{name} is not the model's: it differs everywhere, by {evidence['rel_l2']:.2g} of its size.", evidence
 
 
