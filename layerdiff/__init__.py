@@ -25,6 +25,7 @@ from layerdiff.model import (
 )
 from layerdiff.report import Report, load
 from layerdiff.trace import trace
+from layerdiff.weights import WeightResult
 
 __version__ = "0.1.0"
 
@@ -49,6 +50,7 @@ __all__ = [
     "SampleResult",
     "Status",
     "Tolerance",
+    "WeightResult",
     "load",
     "trace",
 ]

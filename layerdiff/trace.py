@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from layerdiff.align import align
+from layerdiff.audit import audit
 from layerdiff.confined import confined_origins
 from layerdiff.diagnose import Stretch, exchanged, explain_all, inputs_exchanged, ranked
 from layerdiff.environment import environment
@@ -230,6 +231,7 @@ class _Job:
             confined=tuple(divergence for _, divergence in confined),
             sample=sample.index,
             samples=tuple(told),
+            weights=audit(alignment),
         )
 
 

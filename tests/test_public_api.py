@@ -33,6 +33,7 @@ PUBLIC = [
     "SampleResult",
     "Status",
     "Tolerance",
+    "WeightResult",
     "load",
     "trace",
 ]

@@ -15,6 +15,7 @@ from layerdiff.model import (  # noqa: TC001  (archive)
     OutputResult,
     SampleResult,
 )
+from layerdiff.weights import WeightResult  # noqa: TC001  (archive)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +54,8 @@ class Report:
     sample
         Which of them the rest of the report is about (0-based): the first that disagrees, else the one with the largest
         error.
+    weights
+        What became of every parameter and buffer that the outputs depend on, also where the outputs agree.
 
     """
 
@@ -67,6 +70,7 @@ class Report:
     confined: tuple[Divergence, ...] = ()
     sample: int = 0
     samples: tuple[SampleResult, ...] = ()
+    weights: tuple[WeightResult, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -90,6 +94,12 @@ class Report:
         from layerdiff.report.frame import to_frame
 
         return to_frame(self)
+
+    def weights_frame(self) -> pd.DataFrame:
+        """One row per parameter: what became of it in the candidate, and how far it is from the model's."""
+        from layerdiff.report.frame import weights_frame
+
+        return weights_frame(self)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """The error of every layer in execution order on a log axis; written to `path` when one is given."""
