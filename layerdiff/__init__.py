@@ -24,6 +24,7 @@ from layerdiff.model import (
     Tolerance,
 )
 from layerdiff.report import Report, load
+from layerdiff.simplifiers import guilty_passes
 from layerdiff.trace import trace
 from layerdiff.weights import WeightResult
 
@@ -51,6 +52,7 @@ __all__ = [
     "Status",
     "Tolerance",
     "WeightResult",
+    "guilty_passes",
     "load",
     "trace",
 ]

@@ -113,6 +113,16 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         return job.run(inputs, bar)
 
 
+def outputs_agree(
+    reference: Any, candidate: Any, inputs: Any, *, tolerance: Literal["auto"] | Tolerance = "auto"
+) -> bool:
+    """Whether the final outputs agree on every sample; nothing between them is looked at."""
+    fixed = None if isinstance(tolerance, str) else tolerance
+    job = _Job(open_reference(reference), open_candidate(candidate, None), fixed, "module", None, {})
+    with Progress(enabled=False) as bar:
+        return all(job.judge(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     """One sample that ran on both sides, and how its outputs were judged."""

@@ -34,6 +34,7 @@ PUBLIC = [
     "Status",
     "Tolerance",
     "WeightResult",
+    "guilty_passes",
     "load",
     "trace",
 ]

@@ -16,7 +16,7 @@ from layerdiff.align.weights import by_output_channel, carried_as, channel_facto
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import changes_for
-from layerdiff.operators import base_name
+from layerdiff.operators import ONNX, base_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,7 +93,7 @@ def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
     reference = stretch.alignment.reference
     weight = next((by_output_channel(reference, heavy, a) for a in own.values() if a.ndim >= 2), None)
     bias = next((heavy.arguments.get("beta", 1) * a for a in own.values() if a.ndim == 1), None)
-    stored = {name.rpartition(".")[2]: array for name, array in stretch.parameters(norm).items()}
+    stored = _stored(stretch, norm)
     if weight is None or "running_var" not in stored:
         return None
     var = stored["running_var"].astype(np.float64)
@@ -103,6 +103,17 @@ def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
     known = (weight, zeros if bias is None else bias, gamma, beta, stored["running_mean"], var)
     w, b, g, o, m, v = (np.asarray(array, np.float64) for array in known)
     return _Norm(weight=w, bias=b, gamma=g, beta=o, mean=m, var=v, epsilon=float(epsilon))
+
+
+def _stored(stretch: Stretch, norm: Site) -> dict[str, Array]:
+    """Its parameters by torch's names: by their own, or by the slots of an ONNX node."""
+    if norm.op != f"{ONNX}BatchNormalization":
+        return {name.rpartition(".")[2]: array for name, array in stretch.parameters(norm).items()}
+    reference = stretch.alignment.reference
+    values = [reference.values[index] for index in norm.inputs[1:]]
+    arrays = [v.array if v.parameter is None else reference.parameters[v.parameter] for v in values]
+    names = ("weight", "bias", "running_mean", "running_var")
+    return {name: array for name, array in zip(names, arrays, strict=False) if array is not None}
 
 
 def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, Array, tuple[Change, ...]]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from layerdiff.diagnose.difference import RESHAPING, Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.operators import ACTIVATIONS, ONNX_ACTIVATIONS, base_name, likeness
+from layerdiff.operators import ACTIVATIONS, ONNX, ONNX_ACTIVATIONS, base_name, likeness
 from layerdiff.patch import Rewire, SetAttribute, SetConstant, SetOperator
 
 if TYPE_CHECKING:
@@ -254,6 +254,8 @@ def cause_by_site(stretch: Stretch) -> str:
 
 
 def _of_site(name: str) -> str | None:
+    if name.startswith(ONNX):
+        return _BY_OPERATOR.get(name.removeprefix(ONNX))
     if name in ACTIVATIONS:
         return "activation"
     if "pool" in name:

@@ -27,6 +27,7 @@ from layerdiff.patch import (
     with_turned_output,
     within,
 )
+from layerdiff.taken import is_onnx, taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -178,7 +179,11 @@ class Stretch:
         if not self.sites or any(node.domain == TORCH for node in self.nodes):
             return None
         sites = [site.index for site in self.sites]
-        fresh = lowered(reference, sites, self.inputs, self.value, (exporter, graph.opset()))
+        if is_onnx(self.sites):  # nothing is exported: there is one way
+            first = exporter is Exporter.TORCHSCRIPT
+            fresh = taken(reference, self.sites, self.inputs, self.value, graph.opset()) if first else None
+        else:
+            fresh = lowered(reference, sites, self.inputs, self.value, (exporter, graph.opset()))
         if fresh is None:
             return None
         part = self.alignment.candidate.part(fresh.model, {})

@@ -46,11 +46,11 @@ def verdict(report: Report) -> str:
     opening = lead(report.samples)
     first = report.first_divergence
     if first is None:
-        return " ".join([*opening, *_without_origin(report, where), *_causes(report, opening)])
+        return " ".join([*opening, *_without_origin(report, where), *_cause(report, opening), *_remedy(report)])
     named = bool(report.diagnoses) and report.diagnoses[0].cause != "unknown"
     summary_of_first = "" if named else f": {first.summary}"
     sentences = [*opening, f"{_accusation(first)}{summary_of_first}{where}."]
-    sentences += _causes(report, opening)
+    sentences += _cause(report, opening)
     proofs = [d.healed for d in report.divergences if d.healed is not None]
     if proofs:
         sentences.append(_proof(report, proofs))
@@ -65,7 +65,7 @@ def verdict(report: Report) -> str:
     if report.diffuse is not None:
         sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {report.diffuse.format}.")
     sentences.append(f"{_consequences(report)}.")
-    return " ".join(sentences)
+    return " ".join([*sentences, *_remedy(report)])
 
 
 def _without_origin(report: Report, where: str) -> list[str]:
@@ -75,17 +75,20 @@ def _without_origin(report: Report, where: str) -> list[str]:
     return [_diffuse(report.diffuse, report, where) if report.diffuse else _unlocated(report, where)]
 
 
-def _causes(report: Report, told: tuple[str, ...]) -> list[str]:
-    """The most certain cause and its remedy."""
-    causes = report.diagnoses[:1]
-    place = "" if report.divergences else "".join(f"The runtime gave up in {d.layer}. " for d in causes if d.layer)
+def _cause(report: Report, told: tuple[str, ...]) -> list[str]:
+    """The most certain cause, and how certain it is; behind it the pass of a simplifier that did it."""
     found = []
-    for cause in causes:
-        found += [] if cause.summary in told else [cause.summary]
-        found += [place.strip()] if place else []
-        found += [text] if (text := how_certain(cause)) else []
-        found += [f"Remedy: {_closed(cause.remedy)}"] if cause.remedy else []
-    return found
+    for cause in report.diagnoses[:1]:
+        place = f"The runtime gave up in {cause.layer}." if cause.layer and not report.divergences else ""
+        summary = "" if cause.summary in told else cause.summary
+        found += [text for text in (summary, place, how_certain(cause)) if text]
+    return found + [d.summary for d in report.diagnoses[1:] if d.cause == "simplifier"]
+
+
+def _remedy(report: Report) -> list[str]:
+    """What to change: a pass of a simplifier that was found guilty first of all."""
+    blamed = [d for d in report.diagnoses if d.cause == "simplifier" and d.verified]
+    return [f"Remedy: {_closed(d.remedy)}" for d in [*blamed, *report.diagnoses][:1] if d.remedy]
 
 
 def how_certain(cause: Diagnosis) -> str:
