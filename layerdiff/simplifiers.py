@@ -1,4 +1,4 @@
-"""Which pass of a simplifier changed what a model computes: it runs again on the file before, with passes turned off."""
+"""Which pass of a simplifier changed what a model computes: it runs again with passes turned off."""
 
 from __future__ import annotations
 

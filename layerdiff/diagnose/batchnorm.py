@@ -17,6 +17,7 @@ from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import changes_for
 from layerdiff.operators import ONNX, base_name
+from layerdiff.patch import SetConstant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +128,9 @@ def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, 
         weights = carried_as(norm.weight, constants)
         weight = min(weights, key=lambda a: channel_factors(norm.weight, a)[1]) if weights else None
         bias = next((a for a in constants if a.size == channels and a.ndim <= 1), np.zeros(channels))
+        if weight is not None and any(d.op == "BatchNormalization" for d in comparison.differences):
+            yield node, weight.astype(np.float64), bias.astype(np.float64), _refolded(stretch, node, norm)
+            continue
         found = [
             d
             for d in comparison.differences
@@ -135,6 +139,22 @@ def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, 
         changes = tuple(change for d in found for change in changes_for(stretch, d))
         if weight is not None and changes:
             yield node, weight.astype(np.float64), bias.astype(np.float64), changes
+
+
+def _refolded(stretch: Stretch, node: Node, norm: _Norm) -> tuple[Change, ...]:
+    """The fold made anew, where what should be there (another file's nodes) still has the BatchNorm."""
+    factor, changes = norm.factor, []
+    weight = norm.weight * factor.reshape(-1, *[1] * (norm.weight.ndim - 1))
+    shift = norm.shift(factor, norm.mean, norm.beta)
+    for own, slot, array in stretch.constants:
+        if own is not node:
+            continue
+        views = [weight, weight.T] if weight.ndim == 2 else [weight]
+        right = [v for v in views if v.shape == array.shape and array.ndim >= 2]
+        right = sorted(right, key=lambda view: float(np.linalg.norm(view - array)))  # the layout that the file has
+        right += [shift.reshape(array.shape)] if array.size == shift.size and array.ndim <= 1 else []
+        changes += [SetConstant(node.outputs[0], slot, v.astype(array.dtype)) for v in right[:1]]
+    return tuple(changes)
 
 
 def _columns(factor: Array, weight: Array) -> Array:

@@ -35,7 +35,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     by = "the reference itself" if way is None else way.value
     evidence = {
         "differences": len(comparison.differences),
-        "lowered_by": "the reference itself" if way is None else way.value,
+        "lowered_by": by,
     }
     yield Hypothesis(cause, text, evidence, (change,))
 
