@@ -1,4 +1,4 @@
-"""What a stretch of an ONNX reference is in ONNX: its own nodes, taken out of the reference's graph."""
+"""What a stretch of the reference is as it stands: nodes out of its own graph, or torch operators as recorded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from onnx import helper, numpy_helper
 
 from layerdiff.lowering import Lowered
 from layerdiff.sides.onnx_reference import OnnxNode
+from layerdiff.sides.torch_nodes import DOMAIN, attributes_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,6 +58,38 @@ def taken(
             model = onnx.version_converter.convert_version(model, opset)
         except (RuntimeError, ValueError, onnx.checker.ValidationError):  # an operator that has no adapter
             return None
+    return Lowered(model, {names[value]: value for value in inputs}, names[output], None)
+
+
+def recorded(reference: Reference, sites: Sequence[Site], inputs: Sequence[int], output: int) -> Lowered | None:
+    """Recorded torch operators as a small model of such nodes; None where one of them was not recorded as a call."""
+    found = _with_constants(reference, sites, inputs)
+    made = {value for site in found for value in site.outputs}
+    outside = {value for site in found for value in site.inputs} - made - set(inputs)
+    stored = {value: _array(reference, value) for value in sorted(outside)}
+    arrays = [*stored.values(), *(_array(reference, value) for value in inputs)]
+    if output not in made or any(site.replay is None for site in found) or any(array is None for array in arrays):
+        return None
+    names = {value: reference.values[value].parameter or f"value_{value}" for value in (*made, *outside, *inputs)}
+    nodes = [
+        helper.make_node(
+            site.op,
+            [names[value] for value in site.inputs],
+            [names[value] for value in site.outputs],
+            domain=DOMAIN,
+            **attributes_of(site),
+        )
+        for site in found
+    ]
+    body = helper.make_graph(
+        nodes,
+        "stretch",
+        [_port(names[value], _array(reference, value)) for value in inputs],
+        [helper.make_empty_tensor_value_info(names[output])],
+        [numpy_helper.from_array(array, names[value]) for value, array in stored.items() if array is not None],
+    )
+    model = helper.make_model(body, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)])
+    model.ir_version = 8
     return Lowered(model, {names[value]: value for value in inputs}, names[output], None)
 
 

@@ -16,7 +16,7 @@ from layerdiff.align.weights import by_output_channel, carried_as, channel_facto
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import changes_for
-from layerdiff.operators import ONNX, base_name
+from layerdiff.operators import ONNX, base_name, is_batch_norm
 from layerdiff.patch import SetConstant
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     yield from _training(stretch)
     heavy = next((s for s in stretch.sites if base_name(s.op) in HEAVY), None)
     norm = next((s for s in stretch.sites if "batch_norm" in base_name(s.op)), None)
-    if heavy is None or norm is None or any(node.op == "BatchNormalization" for node in stretch.nodes):
+    if heavy is None or norm is None or any(is_batch_norm(node.op) for node in stretch.nodes):
         return
     found = _norm(stretch, heavy, norm)
     if found is None:
