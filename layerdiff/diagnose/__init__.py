@@ -61,11 +61,11 @@ def ranked(
 
 __all__ = [
     "DIAGNOSERS",
+    "REPAIR",
     "Diagnoser",
     "Explained",
     "Hypothesis",
     "Stretch",
-    "exchanged",
     "explain",
     "explain_all",
     "inputs_exchanged",
