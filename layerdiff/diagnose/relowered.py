@@ -45,7 +45,7 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
         return moved
     ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
     absent = ", ".join(dict.fromkeys(d.op for d in differences))
-    if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes:
+    if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes or _gives_its_input(stretch):
         return _dropped(stretch), f"{ops} is missing from the file."
     if (cause := too_narrow(stretch)) is not None:
         return cause, f"A value inside {ops} does not fit into half precision."
@@ -68,6 +68,12 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
     return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
 
 
+def _gives_its_input(stretch: Stretch) -> bool:
+    """Whether what goes in comes out as it is, whatever nodes lie between."""
+    actual = stretch.actual
+    return actual is not None and any(stretch.alignment.holds(value, actual) for value in stretch.inputs)
+
+
 _TYPE_OR_LAYOUT = {
     "dtype": "computes in another type in the file: a conversion is elsewhere, or missing.",
     "layout": "comes out with its axes in another order.",
@@ -79,7 +85,7 @@ def _by_type_or_layout(stretch: Stretch) -> str | None:
     every = () if stretch.comparison is None else stretch.comparison.differences
     casts = [d for d in every if d.op == "Cast"]
     rounded = any(site.arguments.get("rounding_mode") for site in stretch.sites)  # by way of integers
-    if casts and not rounded and all(d.what is What.CONSTANT or d in casts for d in every):
+    if casts and not rounded and all(d.what in (What.CONSTANT, What.WIRING) or d in casts for d in every):
         return "dtype"
     moving = [d for d in every if d.op in RESHAPING | {"Transpose"}]
     return "layout" if len(casts) < len(every) == len(moving) else None

@@ -37,7 +37,8 @@ _BY_ATTRIBUTE = {
     "alpha": "activation", "beta": "activation", "gamma": "activation", "approximate": "activation",
     "min": "activation", "max": "activation", "fmod": "rounding", "upper": "masking", "is_causal": "masking",
     "unidirectional": "masking", "num_groups": "constant", "group": "constant",
-    "largest": "ties", "sorted": "ties", "select_last_index": "ties", "reduction": "indexing", "batch_dims": "indexing",
+    "largest": "order", "sorted": "order",
+    "select_last_index": "ties", "reduction": "indexing", "batch_dims": "indexing",
     "num_outputs": "indexing", "equation": "axis",
 }  # fmt: skip
 # The same by the argument names of torch's operators.
@@ -58,14 +59,14 @@ _BY_OPERATOR: dict[str, str] = (
     | dict.fromkeys(("Reshape", "Transpose", "DepthToSpace", "SpaceToDepth", "Flatten", "Expand", "Tile"), "layout")
     | dict.fromkeys(REDUCTIONS | {"Softmax", "LogSoftmax", "Hardmax", "Squeeze", "Unsqueeze", "CumSum"}, "axis")
     | dict.fromkeys(("Where", "Trilu"), "masking")
-    | dict.fromkeys(("TopK", "ArgMax", "ArgMin"), "ties")
+    | dict.fromkeys(("TopK", "ArgMax", "ArgMin"), "indexing")
     | dict.fromkeys(("Round", "Floor", "Ceil", "Mod"), "rounding")
     | {"Pad": "padding", "Concat": "order", "Cast": "dtype"}
     | dict.fromkeys(ONNX_ACTIVATIONS, "activation")
 )
 # The cause that the reference operator suggests when its whole lowering is another.
 _BY_SITE: dict[str, str] = {
-    "native_batch_norm": "bn-folding", "native_layer_norm": "epsilon", "native_group_norm": "epsilon",
+    "native_batch_norm": "bn-folding", "native_layer_norm": "constant", "native_group_norm": "constant",
     "cat": "order", "slice": "indexing", "select": "indexing", "index": "indexing", "gather": "indexing",
     "index_select": "indexing", "scatter": "indexing", "scatter_add": "indexing", "index_put": "indexing",
     "embedding": "indexing", "constant_pad_nd": "padding", "permute": "layout", "transpose": "layout",
@@ -263,6 +264,8 @@ def cause_by_site(stretch: Stretch) -> str:
     found = () if stretch.comparison is None else stretch.comparison.differences
     wanted = [d.wanted_node.op for d in found if d.wanted_node is not None and d.what is not What.WIRING]
     differing = [site for site in stretch.sites if any(likeness(site.op, op) > 0 for op in wanted)]
+    if _other_epsilon(stretch):
+        return "epsilon"
     for site in reversed(differing or stretch.sites):
         if (cause := cause_at(site)) is not None:
             return cause
@@ -273,6 +276,14 @@ def cause_by_site(stretch: Stretch) -> str:
 def cause_at(site: Site) -> str | None:
     """What one reference operator suggests, where the file computes something else."""
     return "rounding" if site.arguments.get("rounding_mode") else _of_site(base_name(site.op))
+
+
+def _other_epsilon(stretch: Stretch) -> bool:
+    """Whether a norm of the file keeps another epsilon than the norm it stands for."""
+    wanted = [site.arguments.get("eps", site.arguments.get("epsilon")) for site in stretch.sites if "norm" in site.op]
+    got = [node.attributes.get("epsilon") for node in stretch.nodes if node.op in NORMS]
+    pairs = [(w, g) for w, g in zip(wanted, got, strict=False) if w and g]
+    return any(abs(w - g) > 1e-3 * abs(w) for w, g in pairs)
 
 
 def _of_site(name: str) -> str | None:

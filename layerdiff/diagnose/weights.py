@@ -15,6 +15,7 @@ from layerdiff.operators import base_name, only_moves
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from layerdiff.diagnose.difference import Difference
     from layerdiff.diagnose.stretch import Stretch
 
     Array = np.ndarray[Any, Any]
@@ -38,6 +39,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         else:
             text, evidence = in_what_way(stretch, name, difference.wanted, difference.got)
         cause = "recurrent" if difference.op in RECURRENT and evidence.get("permuted") else "weights"
+        if _other_rows(stretch, name, difference):
+            cause, text = "indexing", f"{name} is looked up at other positions."
         cause = "masking" if mask_values(difference.wanted) else cause
         yield Hypothesis(
             cause, text, {"parameter": name, **evidence}, patch, "export again from the model that is meant to ship"
@@ -61,6 +64,16 @@ def parameter_behind(stretch: Stretch, wanted: Array) -> str | None:
             if tie is not None and (best is None or rank < best[0]):
                 best = (rank, name)
     return None if best is None else best[1]
+
+
+def _other_rows(stretch: Stretch, name: str, difference: Difference) -> bool:
+    """Whether a folded look-up holds rows of the right table, only others than the model's."""
+    table, got = stretch.alignment.reference.parameters[name], difference.got
+    if not isinstance(got, np.ndarray) or table.ndim != 2 or got.size == table.size or got.size % table.shape[1]:
+        return False
+    rows = {row.tobytes() for row in np.ascontiguousarray(table)}
+    found = np.ascontiguousarray(got.reshape(-1, table.shape[1]).astype(table.dtype))
+    return all(row.tobytes() in rows for row in found)
 
 
 def _folded_table(stretch: Stretch, wanted: Array) -> str | None:
