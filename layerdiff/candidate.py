@@ -167,6 +167,11 @@ class Candidate:
         """One tensor, computed by a few nodes from the given sources."""
         return self._run([target], injections, nodes, sources).get(target)
 
+    def named(self, names: Sequence[str]) -> dict[str, Array]:
+        """Some tensors of a normal run; inputs as they are fed."""
+        computed = [name for name in dict.fromkeys(names) if name not in self.feeds]
+        return {n: a for n, a in self.feeds.items() if n in names} | self._run(computed, (), None, None)
+
     def part(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Candidate:
         """Another model, such as a changed part of this one, on the same runtime."""
         return Candidate(model, Graph(model, take_apart=False), self._backend, feeds)

@@ -100,7 +100,7 @@ def patched(model: onnx.ModelProto, patch: Iterable[Change]) -> onnx.ModelProto:
         if isinstance(change, Splice):
             _splice(result, change)
         else:
-            _change_node(result.graph, change)
+            change_node(result.graph, change)
     _sort(result.graph)
     _prune(result.graph)
     return result
@@ -118,7 +118,8 @@ def within(model: onnx.ModelProto, patch: Iterable[Change]) -> Patch:
     return tuple(found)
 
 
-def _change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Rewire | SetOperator) -> None:
+def change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Rewire | SetOperator) -> None:
+    """Make a change of one node in place, in a graph or in a branch or body of it."""
     node = _node(graph, change.node)
     if isinstance(change, SetAttribute):
         _set_attribute(node, change.name, change.value)
@@ -134,7 +135,7 @@ def _change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Re
         _connect(node, change.slot, change.tensor)
     else:
         name = _fresh(graph, f"{change.node}__slot{change.slot}_corrected")
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(change.value), name))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(change.value, order="C"), name))
         _connect(node, change.slot, name)
 
 
@@ -276,8 +277,14 @@ def _prune(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
     if len(constants) < len(graph.initializer):
         copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in constants]
+        removed = {tensor.name for tensor in graph.initializer} - read
         del graph.initializer[:]
         graph.initializer.extend(copies)
+        ports = [port for port in graph.input if port.name not in removed]  # old files list initializers as inputs
+        if len(ports) < len(graph.input):
+            copied = [onnx.ValueInfoProto.FromString(port.SerializeToString()) for port in ports]
+            del graph.input[:]
+            graph.input.extend(copied)
 
 
 def with_reshaped_input(model: onnx.ModelProto, name: str, shape: Sequence[int]) -> onnx.ModelProto:

@@ -18,6 +18,7 @@ from layerdiff.errors import BackendError, PatchError
 from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
 from layerdiff.lowering import Exporter, lowered
+from layerdiff.model import Kind
 from layerdiff.patch import (
     Splice,
     patched,
@@ -171,7 +172,8 @@ class Stretch:
             nodes=tuple(sorted(nodes)),
             inserted=False,
         )
-        return replace(self, origin=origin)
+        kind = Kind.COMPUTED if nodes else Kind.DROPPED
+        return replace(self, origin=origin, divergence=replace(self.divergence, kind=kind))
 
     def _compared(self, exporter: Exporter) -> Comparison | None:
         reference, graph = self.alignment.reference, self.alignment.candidate.graph
@@ -211,6 +213,11 @@ class Stretch:
         graph = candidate.graph
         edges = None if slot.edges is None else tuple((graph.nodes[n].outputs[0], s) for n, s in sorted(slot.edges))
         return Splice(slot.tensor, model, tuple(inputs), edges)
+
+    @property
+    def misread(self) -> bool:
+        """Whether another value heals on some edges only: then all between there and the wrong tensor counts."""
+        return self.origin.slot.edges is not None and not self.origin.inserted and self.origin.wrong is not None
 
     @property
     def narrow(self) -> bool:

@@ -12,7 +12,7 @@ from layerdiff.model import Status
 from layerdiff.report.archive import write_atomically
 from layerdiff.report.plot import plot
 from layerdiff.report.samples import sample_rows
-from layerdiff.report.text import layer_name, verdict
+from layerdiff.report.text import layer_name, repair_lines, verdict
 
 if TYPE_CHECKING:
     from layerdiff.model import LayerResult, Metrics
@@ -39,7 +39,8 @@ _STYLE = """
 def fragment(report: Report) -> str:
     """The verdict, the plot and the layers, for a notebook cell."""
     kind = "verdict agrees" if report.agrees else "verdict"
-    warnings = "".join(f'<div class="warning">{escape(text)}</div>' for text in report.warnings)
+    told = (*report.warnings, *repair_lines(report))
+    warnings = "".join(f'<div class="warning">{escape(text)}</div>' for text in told)
     return (
         f'<style>{_STYLE}</style><div class="layerdiff"><div class="{kind}">{escape(verdict(report))}</div>{warnings}'
         f"{_samples(report)}"
