@@ -28,7 +28,9 @@ from layerdiff.model import (
     Unrepaired,
 )
 from layerdiff.report import Report, load
+from layerdiff.simplifiers import guilty_passes
 from layerdiff.trace import trace
+from layerdiff.weights import WeightResult
 
 __version__ = "0.1.0"
 
@@ -57,6 +59,8 @@ __all__ = [
     "Status",
     "Tolerance",
     "Unrepaired",
+    "WeightResult",
+    "guilty_passes",
     "load",
     "trace",
 ]

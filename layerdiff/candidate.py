@@ -61,7 +61,8 @@ class Candidate:
 
     def shown(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Tensors as the file keeps them, in the model's layout."""
-        return {n: a.transpose(self.layout[n]) if n in self.layout else a for n, a in arrays.items()}
+        axes = {name: self.layout.get(name, ()) for name in arrays}
+        return {n: a.transpose(axes[n]) if axes[n] and a.ndim == len(axes[n]) else a for n, a in arrays.items()}
 
     def as_in_file(self, tensor: str, array: Array) -> Array:
         """A tensor's numbers, given in the model's layout, as the file keeps them."""

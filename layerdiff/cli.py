@@ -97,6 +97,9 @@ def diff(
     rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
     atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
     granularity: Annotated[Granularity, typer.Option(help="one row per layer, or per operator")] = Granularity.MODULE,
+    tool: Annotated[
+        str | None, typer.Option(help="onnxsim or onnxslim made AFTER: find the pass that changed the numbers")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="write the report as a web page")] = None,
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
@@ -127,6 +130,11 @@ def diff(
         if note is None:
             raise
         raise InputError(f"{error} ({note}; give real inputs with --inputs, or other sizes with --size)") from error
+    if tool is not None:
+        layer = report.first_divergence.layer if report.first_divergence is not None else ""
+        named = layerdiff.guilty_passes(expected, actual, given, tool=tool, layer=layer, tolerance=fixed or "auto")
+        if named is not None:
+            report = replace(report, diagnoses=(*report.diagnoses, named))
     if note is not None:
         report = replace(report, warnings=(note, *report.warnings))
     _show(report)

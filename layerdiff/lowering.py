@@ -49,7 +49,7 @@ class Lowered:
     model: onnx.ModelProto
     inputs: Mapping[str, int]
     output: str
-    exporter: Exporter
+    exporter: Exporter | None  # None for what was taken from an ONNX reference as it is
 
 
 def lowered(

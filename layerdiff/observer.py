@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError
+from layerdiff.halving import smallest
 from layerdiff.model import Diagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from layerdiff.candidate import Candidate
     from layerdiff.model import OutputResult
@@ -68,26 +69,7 @@ def _guilty_passes(candidate: Candidate, outputs: OutputPairs) -> tuple[str, ...
         except BackendError:
             return False
 
-    return tuple(_smallest(list(candidate.passes), cured))
-
-
-def _smallest(passes: list[str], cured: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Delta debugging by halves, then one by one (Zeller and Hildebrandt, 2002): nothing that is left can be spared."""
-    if not cured(passes):
-        return []
-    while len(passes) > 1:
-        middle = len(passes) // 2
-        for half in (passes[:middle], passes[middle:]):
-            if cured(half):
-                passes = half
-                break
-        else:
-            break
-    for name in list(passes):
-        fewer = [other for other in passes if other != name]
-        if fewer and cured(fewer):
-            passes = fewer
-    return passes
+    return tuple(smallest(candidate.passes, cured))
 
 
 def fusion_diagnosis(observed: Observed, layer: str) -> Diagnosis | None:

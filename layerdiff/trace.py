@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from layerdiff.align import align
+from layerdiff.audit import audit
 from layerdiff.cases import case_of
 from layerdiff.confined import confined_origins
 from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, ranked
@@ -126,6 +127,16 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     return replace(report, live=None if report.live is None else replace(report.live, again=again, inputs=kept))
 
 
+def outputs_agree(
+    reference: Any, candidate: Any, inputs: Any, *, tolerance: Literal["auto"] | Tolerance = "auto"
+) -> bool:
+    """Whether the final outputs agree on every sample; nothing between them is looked at."""
+    fixed = None if isinstance(tolerance, str) else tolerance
+    job = _Job(Runner(open_reference(reference), open_candidate(candidate, None), fixed, None), "module", {})
+    with Progress(enabled=False) as bar:
+        return all(job.judge(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
+
+
 @dataclass(frozen=True, slots=True)
 class _Judged:
     """One sample that ran on both sides, and how its outputs were judged."""
@@ -240,6 +251,7 @@ class _Job:
             sample=shown.index,
             samples=tuple(told),
             live=None if source is None else Live(source, shown.sample, cases, observed.level, run),
+            weights=audit(alignment),
         )
 
 

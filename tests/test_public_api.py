@@ -37,6 +37,8 @@ PUBLIC = [
     "Status",
     "Tolerance",
     "Unrepaired",
+    "WeightResult",
+    "guilty_passes",
     "load",
     "trace",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.inputs import inputs_exchanged
-from layerdiff.diagnose.prove import Explained, explain
+from layerdiff.diagnose.prove import REPAIR, Explained, explain
 from layerdiff.diagnose.stretch import Stretch
 
 if TYPE_CHECKING:
@@ -61,11 +61,11 @@ def ranked(
 
 __all__ = [
     "DIAGNOSERS",
+    "REPAIR",
     "Diagnoser",
     "Explained",
     "Hypothesis",
     "Stretch",
-    "exchanged",
     "explain",
     "explain_all",
     "inputs_exchanged",

@@ -16,7 +16,8 @@ from layerdiff.align.weights import by_output_channel, carried_as, channel_facto
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import changes_for
-from layerdiff.operators import base_name
+from layerdiff.operators import ONNX, base_name, is_batch_norm
+from layerdiff.patch import SetConstant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     yield from _training(stretch)
     heavy = next((s for s in stretch.sites if base_name(s.op) in HEAVY), None)
     norm = next((s for s in stretch.sites if "batch_norm" in base_name(s.op)), None)
-    if heavy is None or norm is None or any(node.op == "BatchNormalization" for node in stretch.nodes):
+    if heavy is None or norm is None or any(is_batch_norm(node.op) for node in stretch.nodes):
         return
     found = _norm(stretch, heavy, norm)
     if found is None:
@@ -93,7 +94,7 @@ def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
     reference = stretch.alignment.reference
     weight = next((by_output_channel(reference, heavy, a) for a in own.values() if a.ndim >= 2), None)
     bias = next((heavy.arguments.get("beta", 1) * a for a in own.values() if a.ndim == 1), None)
-    stored = {name.rpartition(".")[2]: array for name, array in stretch.parameters(norm).items()}
+    stored = _stored(stretch, norm)
     if weight is None or "running_var" not in stored:
         return None
     var = stored["running_var"].astype(np.float64)
@@ -103,6 +104,17 @@ def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
     known = (weight, zeros if bias is None else bias, gamma, beta, stored["running_mean"], var)
     w, b, g, o, m, v = (np.asarray(array, np.float64) for array in known)
     return _Norm(weight=w, bias=b, gamma=g, beta=o, mean=m, var=v, epsilon=float(epsilon))
+
+
+def _stored(stretch: Stretch, norm: Site) -> dict[str, Array]:
+    """Its parameters by torch's names: by their own, or by the slots of an ONNX node."""
+    if norm.op != f"{ONNX}BatchNormalization":
+        return {name.rpartition(".")[2]: array for name, array in stretch.parameters(norm).items()}
+    reference = stretch.alignment.reference
+    values = [reference.values[index] for index in norm.inputs[1:]]
+    arrays = [v.array if v.parameter is None else reference.parameters[v.parameter] for v in values]
+    names = ("weight", "bias", "running_mean", "running_var")
+    return {name: array for name, array in zip(names, arrays, strict=False) if array is not None}
 
 
 def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, Array, tuple[Change, ...]]]:
@@ -116,6 +128,9 @@ def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, 
         weights = carried_as(norm.weight, constants)
         weight = min(weights, key=lambda a: channel_factors(norm.weight, a)[1]) if weights else None
         bias = next((a for a in constants if a.size == channels and a.ndim <= 1), np.zeros(channels))
+        if weight is not None and any(d.op == "BatchNormalization" for d in comparison.differences):
+            yield node, weight.astype(np.float64), bias.astype(np.float64), _refolded(stretch, node, norm)
+            continue
         found = [
             d
             for d in comparison.differences
@@ -124,6 +139,22 @@ def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, 
         changes = tuple(change for d in found for change in changes_for(stretch, d))
         if weight is not None and changes:
             yield node, weight.astype(np.float64), bias.astype(np.float64), changes
+
+
+def _refolded(stretch: Stretch, node: Node, norm: _Norm) -> tuple[Change, ...]:
+    """The fold made anew, where what should be there (another file's nodes) still has the BatchNorm."""
+    factor, changes = norm.factor, []
+    weight = norm.weight * factor.reshape(-1, *[1] * (norm.weight.ndim - 1))
+    shift = norm.shift(factor, norm.mean, norm.beta)
+    for own, slot, array in stretch.constants:
+        if own is not node:
+            continue
+        views = [weight, weight.T] if weight.ndim == 2 else [weight]
+        right = [v for v in views if v.shape == array.shape and array.ndim >= 2]
+        right = sorted(right, key=lambda view: float(np.linalg.norm(view - array)))  # the layout that the file has
+        right += [shift.reshape(array.shape)] if array.size == shift.size and array.ndim <= 1 else []
+        changes += [SetConstant(node.outputs[0], slot, v.astype(array.dtype)) for v in right[:1]]
+    return tuple(changes)
 
 
 def _columns(factor: Array, weight: Array) -> Array:

@@ -31,7 +31,12 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             yield Hypothesis(_dropped(stretch), "It is missing from the file.")
         return
     cause, text = _named(stretch, [d for d in comparison.differences if d.op not in RESHAPING])
-    evidence = {"differences": len(comparison.differences), "lowered_by": comparison.fresh.exporter.value}
+    way = comparison.fresh.exporter
+    by = "the reference itself" if way is None else way.value
+    evidence = {
+        "differences": len(comparison.differences),
+        "lowered_by": by,
+    }
     yield Hypothesis(cause, text, evidence, (change,))
 
 

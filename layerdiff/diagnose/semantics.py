@@ -11,7 +11,7 @@ import numpy as np
 
 from layerdiff.diagnose.difference import RESHAPING, Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.operators import ACTIVATIONS, ONNX_ACTIVATIONS, base_name, likeness
+from layerdiff.operators import ACTIVATIONS, ONNX, ONNX_ACTIVATIONS, base_name, is_torch, likeness
 from layerdiff.patch import Rewire, SetAttribute, SetConstant, SetOperator
 
 if TYPE_CHECKING:
@@ -39,6 +39,15 @@ _BY_ATTRIBUTE = {
     "unidirectional": "masking", "num_groups": "constant", "group": "constant",
     "largest": "ties", "sorted": "ties", "select_last_index": "ties", "reduction": "indexing", "batch_dims": "indexing",
     "num_outputs": "indexing", "equation": "axis",
+}  # fmt: skip
+# The same by the argument names of torch's operators.
+_BY_ARGUMENT = {
+    "eps": "epsilon", "dim": "axis", "dims": "layout", "dim0": "layout", "dim1": "layout", "training": "training-mode",
+    "train": "training-mode", "negative_slope": "activation", "approximate": "activation", "min_val": "activation",
+    "max_val": "activation", "alpha": "activation", "padding": "padding", "pad": "padding", "stride": "constant",
+    "dilation": "constant", "other": "constant", "dtype": "dtype", "keepdim": "axis", "start": "indexing",
+    "end": "indexing", "index": "indexing", "step": "indexing", "align_corners": "resize", "is_causal": "masking",
+    "diagonal": "masking", "rounding_mode": "rounding", "largest": "ties", "descending": "ties",
 }  # fmt: skip
 _BY_OPERATOR: dict[str, str] = (
     dict.fromkeys(POOLS, "pooling")
@@ -122,7 +131,9 @@ def cause_of(difference: Difference) -> str | None:
     """The slug for a difference; None for a constant that is a weight."""
     node, wanted = difference.node, difference.wanted_node
     if difference.what is What.ATTRIBUTE:
-        own = _BY_OPERATOR.get(difference.op)
+        if is_torch(difference.op) and difference.name in _BY_ARGUMENT:
+            return _BY_ARGUMENT[difference.name]
+        own = _BY_OPERATOR.get(difference.op) or (_of_site(base_name(difference.op)) if is_torch(difference.op) else "")
         if own in ("pooling", "resize", "recurrent", "padding"):
             return own
         return _BY_ATTRIBUTE.get(difference.name, own or "constant")
@@ -142,6 +153,9 @@ def cause_of(difference: Difference) -> str | None:
 def _replaced(wanted: str, got: str) -> str:
     if {wanted, got} <= ONNX_ACTIVATIONS | {"Sin", "Cos", "Exp", "Abs", "Erf", "Sqrt", "Log", "Neg"}:
         return "activation"
+    if is_torch(wanted):
+        both = {base_name(wanted), base_name(got)}
+        return "activation" if both <= ACTIVATIONS else _of_site(base_name(wanted)) or "dropped-op"
     if wanted in POOLS or got in POOLS or {wanted, got} <= REDUCTIONS:
         return "pooling"
     return _BY_OPERATOR.get(wanted, "dropped-op")
@@ -262,6 +276,8 @@ def cause_at(site: Site) -> str | None:
 
 
 def _of_site(name: str) -> str | None:
+    if name.startswith(ONNX):
+        return _BY_OPERATOR.get(name.removeprefix(ONNX))
     if name in ACTIVATIONS:
         return "activation"
     if "pool" in name:

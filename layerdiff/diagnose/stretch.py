@@ -28,6 +28,8 @@ from layerdiff.patch import (
     with_turned_output,
     within,
 )
+from layerdiff.sides.torch_nodes import DOMAIN as TORCH
+from layerdiff.taken import is_onnx, recorded, taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -43,8 +45,6 @@ if TYPE_CHECKING:
     from layerdiff.patch import Change
 
     Array = np.ndarray[Any, Any]
-
-TORCH = "layerdiff.torch"  # the domain of nodes that stand for recorded torch operators
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,10 +177,16 @@ class Stretch:
 
     def _compared(self, exporter: Exporter) -> Comparison | None:
         reference, graph = self.alignment.reference, self.alignment.candidate.graph
-        if not self.sites or any(node.domain == TORCH for node in self.nodes):
+        if not self.sites:
             return None
+        once = exporter is Exporter.TORCHSCRIPT  # where nothing is exported there is one way
         sites = [site.index for site in self.sites]
-        fresh = lowered(reference, sites, self.inputs, self.value, (exporter, graph.opset()))
+        if is_onnx(self.sites):
+            fresh = taken(reference, self.sites, self.inputs, self.value, graph.opset()) if once else None
+        elif any(entry.domain == TORCH for entry in graph.model.opset_import):
+            fresh = recorded(reference, self.sites, self.inputs, self.value) if once else None
+        else:
+            fresh = lowered(reference, sites, self.inputs, self.value, (exporter, graph.opset()))
         if fresh is None:
             return None
         part = self.alignment.candidate.part(fresh.model, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layerdiff.diagnose import REPAIR
 from layerdiff.errors import LayerdiffError
 from layerdiff.model import Unrepaired
 from layerdiff.repair.draw import dynamic_axes, other_sizes, redrawn, resized, size_of
@@ -114,7 +115,8 @@ def _without_change(case: Case) -> Unrepaired:
 
 def remedy_for(case: Case) -> str:
     """What to do instead, as code where it can be."""
-    return case.diagnosis.remedy or EXPORT_AGAIN
+    own = case.diagnosis.remedy
+    return own if own and own != REPAIR else EXPORT_AGAIN
 
 
 EXPORT_AGAIN = (

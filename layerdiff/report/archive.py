@@ -20,7 +20,7 @@ from layerdiff.errors import InputError
 from layerdiff.report.record import Report
 
 FORMAT = "layerdiff-report"
-VERSION = 2
+VERSION = 3
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

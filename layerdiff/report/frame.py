@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from layerdiff.model import Metrics
+from layerdiff.weights import WeightResult
 
 if TYPE_CHECKING:
     from layerdiff.model import LayerResult
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 METRICS = tuple(field.name for field in fields(Metrics))
 COLUMNS = ("layer", "call", "type", "op", "onnx_tensor", "evidence", "status", "reason", "noise", *METRICS)
+WEIGHT_COLUMNS = tuple(field.name for field in fields(WeightResult))
 COLUMNS += tuple(f"introduced_{name}" for name in METRICS)
 
 
@@ -42,3 +44,10 @@ def _row(result: LayerResult) -> dict[str, Any]:
     for prefix, metrics in (("", result.accumulated), ("introduced_", result.introduced)):
         row |= {prefix + name: None if metrics is None else getattr(metrics, name) for name in METRICS}
     return row
+
+
+def weights_frame(report: Report) -> pd.DataFrame:
+    """One row per parameter, with the fields of `WeightResult` as columns; enums as their words."""
+    rows = [{name: getattr(weight, name) for name in WEIGHT_COLUMNS} for weight in report.weights]
+    words = [row | {"how": str(row["how"]), "verdict": str(row["verdict"])} for row in rows]
+    return pd.DataFrame(words, columns=list(WEIGHT_COLUMNS))

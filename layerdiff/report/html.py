@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from layerdiff.model import Status
 from layerdiff.report.archive import write_atomically
+from layerdiff.report.causes import diagnoses
 from layerdiff.report.plot import plot
 from layerdiff.report.samples import sample_rows
 from layerdiff.report.text import layer_name, repair_lines, verdict
+from layerdiff.report.weights import headline, wrong_weights
 
 if TYPE_CHECKING:
     from layerdiff.model import LayerResult, Metrics
@@ -32,6 +34,13 @@ _STYLE = """
 .layerdiff tr.propagates, .layerdiff tr.drifts {background: #fff3e0}
 .layerdiff tr.confined {background: #ede7f6}
 .layerdiff tr.folded, .layerdiff tr.unmatched {color: #757575}
+.layerdiff .cause {border: 1px solid #cfd8dc; border-radius: 4px; padding: 8px 14px; margin: 8px 0}
+.layerdiff .cause .slug {font-weight: 600; margin-right: 8px}
+.layerdiff .cause .proof {border-radius: 9px; padding: 1px 8px; font-size: 12px; background: #eceff1}
+.layerdiff .cause .proof.verified {background: #c8e6c9}
+.layerdiff .cause code {display: block; white-space: pre-wrap; background: #f5f5f5; padding: 4px 8px; margin: 4px 0}
+.layerdiff details {margin: 4px 0} .layerdiff summary {cursor: pointer; color: #455a64}
+.layerdiff ul {margin: 4px 0 4px 20px; padding: 0} .layerdiff .weights {margin: 8px 0}
 .layerdiff img {max-width: 100%}
 """
 
@@ -43,7 +52,7 @@ def fragment(report: Report) -> str:
     warnings = "".join(f'<div class="warning">{escape(text)}</div>' for text in told)
     return (
         f'<style>{_STYLE}</style><div class="layerdiff"><div class="{kind}">{escape(verdict(report))}</div>{warnings}'
-        f"{_samples(report)}"
+        f"{diagnoses(report)}{_weights(report)}{_samples(report)}"
         f'<img alt="error of every layer in execution order" src="{_picture(report)}">{_table(report)}</div>'
     )
 
@@ -64,6 +73,25 @@ def _picture(report: Report) -> str:
     buffer = BytesIO()
     plot(report).savefig(buffer, format="png", dpi=110)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _weights(report: Report) -> str:
+    """What became of the parameters: one line, and a table to open."""
+    if not report.weights:
+        return ""
+    wrong = "".join(f"<li>{escape(text)}</li>" for text in wrong_weights(report.weights))
+    cells = "".join(
+        f'<tr class="{"agrees" if str(w.verdict) == "agrees" else "diverges"}">'
+        + "".join(f"<td>{escape(text)}</td>" for text in (w.parameter, str(w.verdict), str(w.how), w.initializer or ""))
+        + f'<td class="number">{"" if w.max_abs is None else f"{w.max_abs:.2g}"}</td><td>{escape(w.note)}</td></tr>'
+        for w in report.weights
+    )
+    heads = "".join(f"<th>{h}</th>" for h in ("parameter", "verdict", "form", "initializer", "max-abs", "note"))
+    return (
+        f'<div class="weights">{escape(headline(report.weights))}{f"<ul>{wrong}</ul>" if wrong else ""}'
+        f'<details><summary>every parameter</summary><div class="scroll"><table><tr>{heads}</tr>{cells}</table></div>'
+        "</details></div>"
+    )
 
 
 def _samples(report: Report) -> str:

@@ -16,6 +16,7 @@ from layerdiff.model import (  # noqa: TC001  (archive)
     Repair,
     SampleResult,
 )
+from layerdiff.weights import WeightResult  # noqa: TC001  (archive)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,8 @@ class Report:
         error.
     repaired
         What was corrected, in the report that `repair` returns.
+    weights
+        What became of every parameter and buffer that the outputs depend on, also where the outputs agree.
 
     """
 
@@ -70,6 +73,7 @@ class Report:
     confined: tuple[Divergence, ...] = ()
     sample: int = 0
     samples: tuple[SampleResult, ...] = ()
+    weights: tuple[WeightResult, ...] = ()
     repaired: Repair | None = None
     # The model, the file and the sample. Not saved, not copied, not compared: see `live.py`.
     live: Any = field(default=None, compare=False, repr=False, metadata={"saved": False})
@@ -96,6 +100,12 @@ class Report:
         from layerdiff.report.frame import to_frame
 
         return to_frame(self)
+
+    def weights_frame(self) -> pd.DataFrame:
+        """One row per parameter: what became of it in the candidate, and how far it is from the model's."""
+        from layerdiff.report.frame import weights_frame
+
+        return weights_frame(self)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """The error of every layer in execution order on a log axis; written to `path` when one is given."""

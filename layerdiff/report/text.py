@@ -12,9 +12,10 @@ from rich.text import Text
 from layerdiff.keys import ROOT
 from layerdiff.model import Kind, Status
 from layerdiff.report.samples import lead, sample_lines, which
+from layerdiff.report.weights import weight_lines
 
 if TYPE_CHECKING:
-    from layerdiff.model import Diffuse, Divergence, Healed, LayerResult, Metrics
+    from layerdiff.model import Diagnosis, Diffuse, Divergence, Healed, LayerResult, Metrics
     from layerdiff.report.record import Report
 
 MARKS = {
@@ -45,8 +46,11 @@ def verdict(report: Report) -> str:
     opening = lead(report.samples)
     first = report.first_divergence
     if first is None:
-        return " ".join([*opening, *_without_origin(report, where), *_causes(report, opening)])
-    sentences = [*opening, f"{_accusation(first)}{where}."]
+        return " ".join([*opening, *_without_origin(report, where), *_cause(report, opening), *_remedy(report)])
+    named = bool(report.diagnoses) and report.diagnoses[0].cause != "unknown"
+    summary_of_first = "" if named else f": {first.summary}"
+    sentences = [*opening, f"{_accusation(first)}{summary_of_first}{where}."]
+    sentences += _cause(report, opening)
     proofs = [d.healed for d in report.divergences if d.healed is not None]
     if proofs:
         sentences.append(_proof(report, proofs))
@@ -57,11 +61,11 @@ def verdict(report: Report) -> str:
         again = sum(1 for d in others if d.layer == first.layer)
         parts = ([names] if places else []) + ([f"{again} more in the same layer"] if again else [])
         sentences.append(f"Further origins: {'; '.join(parts)}.")
-    sentences += [*_confined(report), *_causes(report, opening)]
+    sentences += _confined(report)
     if report.diffuse is not None:
         sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {report.diffuse.format}.")
     sentences.append(f"{_consequences(report)}.")
-    return " ".join(sentences)
+    return " ".join([*sentences, *_remedy(report)])
 
 
 def repair_lines(report: Report) -> list[str]:
@@ -82,13 +86,35 @@ def _without_origin(report: Report, where: str) -> list[str]:
     return [_diffuse(report.diffuse, report, where) if report.diffuse else _unlocated(report, where)]
 
 
-def _causes(report: Report, told: tuple[str, ...]) -> list[str]:
-    """The most certain cause and its remedy."""
-    causes = report.diagnoses[:1]
-    place = "" if report.divergences else "".join(f"The runtime gave up in {d.layer}. " for d in causes if d.layer)
-    remedies = [f"Remedy: {d.remedy}." if d.remedy else "" for d in causes]
-    shown = [("" if d.summary in told else f"{d.summary} ") + place + r for d, r in zip(causes, remedies, strict=True)]
-    return [text.strip() for text in shown if text.strip()]
+def _cause(report: Report, told: tuple[str, ...]) -> list[str]:
+    """The most certain cause, and how certain it is; behind it the pass of a simplifier that did it."""
+    found = []
+    for cause in report.diagnoses[:1]:
+        place = f"The runtime gave up in {cause.layer}." if cause.layer and not report.divergences else ""
+        summary = "" if cause.summary in told else cause.summary
+        found += [text for text in (summary, place, how_certain(cause)) if text]
+    return found + [d.summary for d in report.diagnoses[1:] if d.cause == "simplifier"]
+
+
+def _remedy(report: Report) -> list[str]:
+    """What to change: a pass of a simplifier that was found guilty first of all."""
+    blamed = [d for d in report.diagnoses if d.cause == "simplifier" and d.verified]
+    return [f"Remedy: {_closed(d.remedy)}" for d in [*blamed, *report.diagnoses][:1] if d.remedy]
+
+
+def how_certain(cause: Diagnosis) -> str:
+    """What a run has shown about a cause, in a sentence; nothing where there is none."""
+    if cause.cause == "unknown":
+        return ""
+    if not cause.verified:
+        return "This is the likeliest cause; no corrected graph has proven it."
+    after = cause.evidence.get("error_after")
+    return "" if not isinstance(after, float) else f"With that corrected, the layer is right to {after:.2g}."
+
+
+def _closed(text: str) -> str:
+    """A sentence with its stop; code has none."""
+    return text if text.endswith((".", ")")) or "#" in text else f"{text}."
 
 
 def _confined(report: Report) -> list[str]:
@@ -128,7 +154,7 @@ def _accusation(first: Divergence) -> str:
         Kind.DROPPED: "is the first layer that diverges",
         Kind.INSERTED: "is the layer behind which the graph first diverges",
     }[first.kind]
-    return f"{_name(first)} {verb}{error}: {first.summary}"
+    return f"{_name(first)} {verb}{error}"
 
 
 def _name(first: Divergence) -> str:
@@ -226,6 +252,8 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
         verdict(report), style="bold green" if report.agrees else "bold", markup=False, emoji=False, soft_wrap=True
     )
     for line in sample_lines(report.samples):
+        console.print(line, markup=False, emoji=False, soft_wrap=True)
+    for line in weight_lines(report.weights):
         console.print(line, markup=False, emoji=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, emoji=False, soft_wrap=True)

@@ -7,6 +7,7 @@ left in names and metadata the calls. A node without a path is a layer of its ow
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from layerdiff.backends import OnnxRuntime, Optimisation
 from layerdiff.candidate import Candidate
 from layerdiff.graph import RANDOM, Graph, load
 from layerdiff.measure import limit_for
-from layerdiff.model import Reference, Site, Value
+from layerdiff.model import Operand, Reference, Replay, Site, Value
 from layerdiff.operators import ONNX
 from layerdiff.samples import feeds_for
 from layerdiff.sides.onnx_scopes import calls_of, scopes_of
@@ -35,6 +36,16 @@ if TYPE_CHECKING:
     from layerdiff.samples import Sample
 
     Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxNode:
+    """One node as a site calls it: enough to put it into another graph."""
+
+    proto: onnx.NodeProto
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    opsets: tuple[tuple[str, int], ...]
 
 
 class OnnxReference:
@@ -156,7 +167,18 @@ class _Builder:
     def _site(self, index: int, node: Node, owner: int) -> Site:
         reads = tuple(self._numbers[name] for name in node.reads)
         made = tuple(self._numbers[name] for name in node.outputs if name)
-        return Site(index, ONNX + node.op, owner, reads, made, _arguments(self._graph.model, node))
+        model = self._graph.model
+        opsets = tuple((entry.domain, int(entry.version)) for entry in model.opset_import)
+        own = OnnxNode(model.graph.node[node.index], node.reads, tuple(filter(None, node.outputs)), opsets)
+        return Site(
+            index,
+            ONNX + node.op,
+            owner,
+            reads,
+            made,
+            _arguments(model, node),
+            Replay(own, tuple(map(Operand, reads)), {}),
+        )
 
 
 def _arguments(model: onnx.ModelProto, node: Node) -> dict[str, Any]:

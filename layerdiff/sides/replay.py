@@ -6,10 +6,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import torch
+from onnx import numpy_helper
 
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError
-from layerdiff.sides.taped_graph import STEP
+from layerdiff.sides.torch_nodes import STEP, run
 from layerdiff.tensors import named_tensors, to_array
 from layerdiff.untouched import uncompiled, untouched
 
@@ -111,17 +112,31 @@ class _Replayed:
         """Named outputs for named inputs."""
         names = list(outputs) if outputs is not None else [output.name for output in self._model.graph.output]
         values: dict[str, torch.Tensor] = {n: torch.from_numpy(a.copy()) for n, a in feeds.items()}
+        known = self._taped.constants
+        stored = (tensor for tensor in self._model.graph.initializer if tensor.name not in known)
+        values |= {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in stored}
         nodes = _needed(self._model.graph.node, set(names))
         with torch.no_grad():
             for node in nodes:
-                step = self._taped.steps[next(a.i for a in node.attribute if a.name == STEP)]
-                reads = [self._tensor(values, name) for name in node.input[: len(step.reads)]]
-                try:
-                    made = step.run(reads)
-                    values |= zip(node.output, made, strict=True)
-                except _ERRORS as error:
-                    raise BackendError(f"torch failed while running {node.output[0]}: {error}") from error
+                values |= self._made(node, values)
         return {name: to_array(self._tensor(values, name)) for name in names}
+
+    def _made(self, node: onnx.NodeProto, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The results of one node by name."""
+        try:
+            return dict(zip(node.output, self._results(node, values), strict=True))
+        except _ERRORS as error:
+            raise BackendError(f"torch failed while running {node.output[0]}: {error}") from error
+
+    def _results(self, node: onnx.NodeProto, values: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """By its recorded step, unless its operator or arguments were changed since."""
+        own = {a.name: a.s.decode() for a in node.attribute if a.name != STEP}
+        number = next((a.i for a in node.attribute if a.name == STEP), None)
+        if number is None or self._taped.arguments[number] != own:
+            return run(node.op_type, own, [self._tensor(values, name) for name in node.input])
+        step = self._taped.steps[number]
+        results: list[torch.Tensor] = step.run([self._tensor(values, name) for name in node.input[: len(step.reads)]])
+        return results
 
     def _tensor(self, values: Mapping[str, torch.Tensor], name: str) -> torch.Tensor:
         found = values.get(name, self._taped.constants.get(name))

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from layerdiff.operators import base_name
 from layerdiff.sides import steps
+from layerdiff.sides.torch_nodes import DOMAIN, STEP, attributes_of
 from layerdiff.tensors import to_array
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-DOMAIN, STEP = "layerdiff.torch", "step"
 _NARROW = ("float16", "bfloat16")
 
 
@@ -39,6 +39,7 @@ class TapedGraph:
     constants: Mapping[str, torch.Tensor]
     formats: Mapping[str, str]
     outputs: Mapping[str, str]
+    arguments: tuple[Mapping[str, str], ...]
 
 
 def graph_of(tape: Tape, given: Mapping[str, torch.Tensor]) -> TapedGraph:
@@ -53,6 +54,7 @@ class _Writer:
         self._names: dict[int, str] = {}
         self._nodes: list[onnx.NodeProto] = []
         self._steps: list[Step] = []
+        self._arguments: list[dict[str, str]] = []
         self._stored: list[TensorProto] = []
         self._constants: dict[str, torch.Tensor] = {}
 
@@ -74,7 +76,7 @@ class _Writer:
         domains = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
         model = helper.make_model(body, opset_imports=domains, ir_version=8)
         formats = {self._names[v.index]: v.dtype for v in values if v.dtype in _NARROW and v.index in self._names}
-        return TapedGraph(model, tuple(self._steps), self._constants, formats, outputs)
+        return TapedGraph(model, tuple(self._steps), self._constants, formats, outputs, tuple(self._arguments))
 
     def _free(self, name: str) -> str:
         """A name that nothing has yet."""
@@ -108,10 +110,21 @@ class _Writer:
         for name, array in self._tape.packed.get(index, {}).items():
             reads.append(self._free(name))
             self._stored.append(numpy_helper.from_array(np.ascontiguousarray(array), reads[-1]))
-        self._node(site.op, layer, step, reads, [self._names[value] for value in site.outputs])
+        makes = [self._names[value] for value in site.outputs]
+        self._node(site.op, layer, step, reads, makes, attributes_of(site))
 
-    def _node(self, op: str, layer: str, step: Step, reads: list[str], makes: list[str]) -> None:
-        node = helper.make_node(op, reads, makes, name=makes[0], domain=DOMAIN, step=len(self._steps))
+    def _node(  # noqa: PLR0913  what a node is made of
+        self,
+        op: str,
+        layer: str,
+        step: Step,
+        reads: list[str],
+        makes: list[str],
+        arguments: Mapping[str, str] | None = None,
+    ) -> None:
+        own: dict[str, Any] = dict(arguments or {})
+        node = helper.make_node(op, reads, makes, name=makes[0], domain=DOMAIN, **{**own, STEP: len(self._steps)})
+        self._arguments.append(own)
         # The hint that the dynamo exporter leaves: the module path, then the operator itself.
         entry = node.metadata_props.add()
         entry.key, entry.value = "pkg.torch.onnx.name_scopes", repr(["", layer, makes[0]])

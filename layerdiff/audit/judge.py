@@ -1,0 +1,337 @@
+"""What became of one constant operand of one operator."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from layerdiff.audit.folds import (
+    HEAVY,
+    Fold,
+    bias_room,
+    channel_errors,
+    folds,
+    output_axis,
+    views_of,
+)
+from layerdiff.audit.forms import held, in_parts, layout_of, quantised, rounded
+from layerdiff.operators import base_name
+from layerdiff.weights import Carried, WeightResult, WeightVerdict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from layerdiff.audit.forms import Held
+    from layerdiff.audit.places import Operand, Place
+    from layerdiff.model import Reference, Site
+
+    Array = np.ndarray[Any, Any]
+
+# A tensor that shares so many numbers with a parameter is that parameter, and changed.
+_KIN = 0.1
+_EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
+_AGREES, _DIFFERS, _ABSENT = WeightVerdict.AGREES, WeightVerdict.DIFFERS, WeightVerdict.ABSENT
+_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}  # of torch, in ONNX's order
+
+
+class _Half(NamedTuple):
+    """The constant that a folded weight is most likely in, and how far off it is, with the channels."""
+
+    name: str
+    wrong: Array
+    max_abs: float
+    rel_l2: float
+
+
+class Judge:
+    """Compares operands with what the candidate has in their place."""
+
+    def __init__(
+        self,
+        reference: Reference,
+        constants: Mapping[str, Array],
+        formats: Mapping[str, str],
+        steps: Mapping[str, Array],
+    ) -> None:
+        self._reference = reference
+        self._constants = constants
+        self._formats = formats
+        self._steps = steps
+        self._halves: dict[tuple[Any, ...], _Half | None] = {}
+        self._readers: dict[int, list[Site]] = {}
+        for site in reference.sites:
+            for value in site.inputs:
+                self._readers.setdefault(value, []).append(site)
+
+    def operand(self, operand: Operand, site: Site, place: Place) -> WeightResult:
+        """The result for an operand under the name of its first parameter."""
+        wanted = _in_gate_order(operand.array, place)
+        found = held(wanted, place.constants) if wanted.size else None
+        folded = self._folded(operand, site, place) if found is None else None
+        if folded is not None and folded.verdict is _AGREES:
+            return folded
+        found = found or self._otherwise(wanted, place.constants)
+        if found is not None:
+            return self._result(operand, found.name, found.how, wanted, found.array)
+        if folded is not None:
+            return folded
+        rival = self._rival(operand, site, place)
+        if rival is not None:
+            return self._changed(operand, place, wanted, *rival)
+        elsewhere = held(wanted, self._constants) or self._otherwise(wanted, self._constants)
+        if elsewhere is not None:
+            return self._result(operand, elsewhere.name, elsewhere.how, wanted, elsewhere.array)
+        return _missing(operand, place)
+
+    def _otherwise(self, wanted: Array, constants: Mapping[str, Array]) -> Held | None:
+        """The constant that holds the numbers rounded, quantised, or among others."""
+        return (
+            rounded(wanted, constants, self._formats)
+            or quantised(wanted, constants, self._steps)
+            or in_parts(wanted, constants)
+        )
+
+    def _result(self, operand: Operand, name: str, how: Carried, wanted: Array, array: Array) -> WeightResult:
+        """A parameter that was found. Rounding counts as a difference only where the file's format had room for all."""
+        if how is Carried.ROUNDED:
+            kind = self._formats.get(name) or str(self._constants[name].dtype)
+            return replace(_measured(operand, name, how, _AGREES, wanted, array), note=f"to {kind}")
+        if how is Carried.QUANTISED:
+            kind = self._formats.get(name) or str(self._constants[name].dtype)
+            return replace(_measured(operand, name, how, _AGREES, wanted, array), note=f"to {kind}")
+        if not operand.moved:
+            how = Carried.FOLDED
+        return WeightResult(operand.names[0], name, how, _AGREES, operand.array.shape, 0.0, 0.0)
+
+    # Folding.
+
+    def _folded(self, operand: Operand, site: Site, place: Place) -> WeightResult | None:
+        """What became of an operand that belongs to a layer with affine operators behind it."""
+        best: tuple[tuple[int, int], WeightResult] | None = None
+        for heavy in self._heavy_before(site, place):
+            for fold in folds(self._reference, heavy, self._readers):
+                if operand.value not in (fold.weight, *fold.scaling, *fold.shifting):
+                    continue
+                result = self._compared(operand, heavy, fold, place)
+                if result is None:
+                    continue
+                wrong, row = result
+                rank = (wrong, -len(fold.shifting))
+                if best is None or rank < best[0]:
+                    best = (rank, row)
+        return None if best is None else best[1]
+
+    def _heavy_before(self, site: Site, place: Place) -> Iterator[Site]:
+        if base_name(site.op) in HEAVY:
+            yield site
+        for index in sorted(place.sites - {site.index}):
+            other = self._reference.sites[index]
+            if base_name(other.op) in HEAVY:
+                yield other
+
+    def _compared(self, operand: Operand, heavy: Site, fold: Fold, place: Place) -> tuple[int, WeightResult] | None:
+        """How many channels of the half of the fold that the operand is in differ, and the result."""
+        half = self._half(heavy, fold, place)
+        if half is None or (place.right and _mostly(half.wrong)):
+            return None  # it comes out right: something else was folded in besides
+        count, shape, note = int(half.wrong.sum()), operand.array.shape, self._with(fold, operand)
+        scaling = operand.value in (fold.weight, *fold.scaling)
+        if scaling and (operand.value not in fold.shifting or count):
+            verdict = _DIFFERS if count else _AGREES
+            numbers = (half.max_abs, half.rel_l2, _few(half.wrong))
+            return count, WeightResult(operand.names[0], half.name, Carried.FOLDED, verdict, shape, *numbers, note)
+        shifts = self._shift(fold, place)
+        if shifts is None:
+            return count + half.wrong.size, _missing(operand, place)
+        name, array, off = shifts
+        verdict = _DIFFERS if off.any() else _AGREES
+        numbers = (float(np.abs(array - fold.shift).max()), _relative(fold.shift, array), _few(off))
+        row = WeightResult(operand.names[0], name or None, Carried.FOLDED, verdict, shape, *numbers, note)
+        return count + int(off.sum()), row
+
+    def _half(self, heavy: Site, fold: Fold, place: Place) -> _Half | None:
+        """The constant that is the folded weight, most likely; several parameters ask for it."""
+        key = (heavy.index, fold.scaling, fold.shifting, *place.constants)
+        if key not in self._halves:
+            weight = np.moveaxis(self._array(fold.weight), output_axis(heavy), 0)
+            expected = fold.weights(weight)
+            found = []
+            for name, view in views_of(weight, place.constants):
+                wrong = channel_errors(expected, view, self._room(name, view))
+                found.append(_Half(name, wrong, float(np.abs(view - expected).max()), _relative(expected, view)))
+                if not wrong.any():
+                    break
+            self._halves[key] = min(found, key=lambda half: int(half.wrong.sum()), default=None)
+        return self._halves[key]
+
+    def _shift(self, fold: Fold, place: Place) -> tuple[str, Array, Array] | None:
+        """The constant that is the folded bias, most likely, and the channels in which it is not."""
+        room = bias_room(fold)
+        found = []
+        for name, array in place.constants.items():
+            if array.size == fold.shift.size and array.dtype.kind == "f":
+                flat = array.reshape(-1).astype(np.float64)
+                step = self._room(name, array)
+                found.append((name, flat, ~(np.abs(flat - fold.shift) <= room + np.reshape(step, -1) + 1e-12)))
+        nothing = np.abs(fold.shift) > room
+        if not nothing.any():
+            found.append(("", np.zeros_like(fold.shift), nothing))
+        best = min(found, key=lambda f: int(f[2].sum()), default=None)
+        return None if best is None or (place.right and _mostly(best[2])) else best
+
+    def _room(self, name: str, array: Array) -> Array | float:
+        """What the number format of a constant may take from it, per leading index."""
+        step = self._steps.get(name)
+        if step is not None:
+            return 0.51 * (
+                step.reshape(-1) if step.size in (1, array.shape[0]) else np.full(array.shape[0], step.max())
+            )
+        kind = self._formats.get(name) or ("float16" if self._constants[name].dtype == np.float16 else "")
+        epsilon = _EPSILON.get(kind)
+        if epsilon is None or not array.ndim:
+            return 0.0
+        flat = np.abs(array.reshape(array.shape[0], -1)).max(axis=1, initial=0.0)
+        return np.asarray(flat * epsilon + (2.0**-24 if kind == "float16" else 0.0))
+
+    def _with(self, fold: Fold, operand: Operand) -> str:
+        """The parameters that went into one with an operand."""
+        reference = self._reference
+        values = dict.fromkeys((fold.weight, *fold.scaling, *fold.shifting))
+        names = [name for v in values if (name := reference.values[v].parameter) not in (None, *operand.names)]
+        return f"with {', '.join(map(str, names))}" if names else ""
+
+    def _array(self, value: int) -> Array:
+        known = self._reference.values[value]
+        found = known.array if known.parameter is None else self._reference.parameters[known.parameter]
+        assert found is not None
+        return found
+
+    # Changed.
+
+    def _rival(self, operand: Operand, site: Site, place: Place) -> tuple[str, Array] | None:
+        """The constant in an operand's place that is not it, and no other operand of that place either."""
+        wanted = operand.array
+        if wanted.dtype.kind not in "fiu" or place.right is None:
+            return None
+        own = [self._array(v) for index in (place.sites | {site.index}) for v in self._constant_inputs(index)]
+        own = [array for array in own if array.size == wanted.size and array is not wanted]
+        rivals = []
+        for name, array in place.constants.items():
+            if array.size != wanted.size or array.dtype.kind != wanted.dtype.kind:
+                continue
+            if any(a.dtype == array.dtype and layout_of(a, array) is not None for a in own):
+                continue
+            rivals.append((_shared(wanted, array), name, array))
+        best = max(rivals, key=lambda r: r[0], default=None)
+        if best is None or (best[0] < _KIN and (place.right or wanted.size < 2)):
+            return None  # it comes out right: this is something else, and the parameter went into it
+        return best[1], best[2]
+
+    def _constant_inputs(self, site: int) -> Iterator[int]:
+        for value in self._reference.sites[site].inputs:
+            known = self._reference.values[value]
+            if known.constant and (known.parameter is not None or known.array is not None):
+                yield value
+
+    def _changed(self, operand: Operand, place: Place, wanted: Array, name: str, array: Array) -> WeightResult:
+        shaped = _laid_out(wanted, array)
+        if not operand.moved and place.right:  # computed anew by the exporter, and it rounds in its own way
+            return _measured(operand, name, Carried.FOLDED, _AGREES, wanted, shaped)
+        other = self._other(operand, array)
+        row = _measured(operand, name, Carried.CHANGED, _DIFFERS, wanted, shaped)
+        w, g = wanted.astype(np.float64), shaped.astype(np.float64)
+        if other is not None:
+            return replace(row, note=f"holds {other}")
+        if not np.any(g):
+            return replace(row, note="all zeros")
+        factor = float(np.sum(g * w)) / max(float(np.sum(w * w)), 1e-300)
+        if np.abs(g - factor * w).max() <= 1e-6 * np.abs(g).max():
+            return replace(row, note=f"multiplied by {factor:.6g}")
+        if np.array_equal(np.sort(g, axis=None), np.sort(w, axis=None)):
+            return replace(row, note="the right numbers in another order")
+        if w.ndim == 0:
+            return row
+        wrong = channel_errors(w, g) if w.size else np.zeros(0, bool)
+        return replace(row, channels=_few(wrong))
+
+    def _other(self, operand: Operand, array: Array) -> str | None:
+        """Another parameter of the model that holds exactly these numbers."""
+        for name, other in self._reference.parameters.items():
+            if name in operand.names or other.size != array.size or other.size < 2 or other.dtype != array.dtype:
+                continue
+            if layout_of(other, array) is not None and np.ptp(other) > 0:
+                return name
+        return None
+
+
+def _in_gate_order(array: Array, place: Place) -> Array:
+    """A recurrent layer's weight with its gates as ONNX orders them."""
+    for op, order in _GATES.items():
+        if op in place.operators and array.ndim and array.shape[0] % len(order) == 0:
+            gates = array.reshape(len(order), -1, *array.shape[1:])
+            return np.ascontiguousarray(gates[list(order)]).reshape(array.shape)
+    return array
+
+
+def _shared(wanted: Array, array: Array) -> float:
+    """The share of numbers other than zero that two arrays have in common, place by place."""
+    if wanted.size == 0:
+        return 0.0
+    shaped = _laid_out(wanted, array)
+    return float(np.mean((shaped == wanted) & (wanted != 0)))
+
+
+def _laid_out(wanted: Array, array: Array) -> Array:
+    """An array in the layout of a parameter: that in which most numbers are the same, else are most alike."""
+    views = [array.reshape(wanted.shape)]
+    if wanted.ndim >= 2:
+        swapped = np.swapaxes(wanted, 0, 1).shape
+        views.append(np.swapaxes(array.reshape(swapped), 0, 1))
+        if wanted.ndim > 2:
+            views.append(np.swapaxes(array.reshape(np.swapaxes(wanted, 0, -1).shape), 0, -1))
+    return max(views, key=lambda view: (float(np.mean(view == wanted)), abs(float(np.sum(view * wanted)))))
+
+
+def _measured(  # noqa: PLR0913  what it is about, what was found, and the two arrays to subtract
+    operand: Operand, name: str, how: Carried, verdict: WeightVerdict, wanted: Array, array: Array
+) -> WeightResult:
+    w, a = wanted.astype(np.float64), array.astype(np.float64).reshape(wanted.shape)
+    with np.errstate(invalid="ignore"):
+        gap = np.abs(a - w)
+    gap[(a == w) | (np.isnan(a) & np.isnan(w))] = 0.0
+    return WeightResult(
+        operand.names[0], name, how, verdict, wanted.shape, float(gap.max(initial=0.0)), _relative(w, a)
+    )
+
+
+def _relative(wanted: Array, got: Array) -> float:
+    return float(np.linalg.norm(got - wanted)) / max(float(np.linalg.norm(wanted)), 1e-300)
+
+
+def _mostly(wrong: Array) -> bool:
+    return 2 * int(wrong.sum()) > wrong.size
+
+
+def _few(wrong: Array) -> tuple[int, ...]:
+    """The channels that differ, where they are few."""
+    found = np.flatnonzero(wrong)
+    return tuple(map(int, found)) if 0 < found.size <= max(wrong.size // 2, 1) else ()
+
+
+def _missing(operand: Operand, place: Place) -> WeightResult:
+    """What is told of a parameter whose numbers are nowhere."""
+    shape = operand.array.shape
+    if place.right and not np.any(operand.array):
+        return WeightResult(operand.names[0], None, Carried.OMITTED, _AGREES, shape, 0.0, 0.0, (), "all zeros")
+    if place.right:
+        note = "into other constants; what is computed from it is right"
+        return WeightResult(operand.names[0], None, Carried.FOLDED, _AGREES, shape, None, None, (), note)
+    return WeightResult(operand.names[0], None, Carried.ABSENT, _ABSENT, shape)
+
+
+def worst(results: Sequence[WeightResult]) -> WeightResult:
+    """Of what was found at several operators, that which speaks most against a parameter."""
+    order = (_AGREES, _ABSENT, _DIFFERS)
+    return max(results, key=lambda r: (order.index(r.verdict), r.how is not Carried.EXACT, r.max_abs or 0.0))
