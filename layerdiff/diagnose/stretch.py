@@ -222,8 +222,12 @@ class Stretch:
 
     @property
     def misread(self) -> bool:
-        """Whether another value heals on some edges only: then all between there and the wrong tensor counts."""
-        return self.origin.slot.edges is not None and not self.origin.inserted and self.origin.wrong is not None
+        """Whether another value heals on some edges only: then all between there and the wrong tensor counts.
+
+        Where nothing stands for an operator its absence is the cause, and the rest of the way is right.
+        """
+        kind, origin = self.divergence.kind, self.origin
+        return kind is Kind.COMPUTED and origin.slot.edges is not None and origin.wrong is not None
 
     @property
     def narrow(self) -> bool:

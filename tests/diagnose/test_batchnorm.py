@@ -143,17 +143,13 @@ class Way:
 
 
 WAYS = {
-    "other-epsilon": Way(
-        large_epsilon, "bn-folding", "Its BatchNorm was folded with epsilon 0.1; the model's is 0.001."
-    ),
+    "other-epsilon": Way(large_epsilon, "bn-folding", "folded with epsilon 0.1; the model's is 0.001."),
     "statistics-missing": Way(without_statistics, "bn-folding", "without its running statistics (mean 0, variance 1)"),
-    "affine-ignored": Way(without_affine, "bn-folding", "Its BatchNorm was folded without its weight and bias."),
-    "weight-ignored": Way(without_weight, "bn-folding", "Its BatchNorm was folded without its weight."),
-    "bias-ignored": Way(without_bias, "bn-folding", "Its BatchNorm was folded without its bias."),
-    "mean-ignored": Way(without_mean, "bn-folding", "Its BatchNorm was folded without its running mean."),
-    "batch-statistics": Way(
-        batch_statistics, "training-mode", "Its BatchNorm was folded with the statistics of this batch"
-    ),
+    "affine-ignored": Way(without_affine, "bn-folding", "folded without its weight and bias."),
+    "weight-ignored": Way(without_weight, "bn-folding", "folded without its weight."),
+    "bias-ignored": Way(without_bias, "bn-folding", "folded without its bias."),
+    "mean-ignored": Way(without_mean, "bn-folding", "folded without its running mean."),
+    "batch-statistics": Way(batch_statistics, "training-mode", "folded with the statistics of this batch"),
     "moved-once": Way(one_more_batch, "bn-folding", "statistics that one more batch has moved (momentum 0.1)"),
     "other-statistics": Way(other_statistics, "bn-folding", "statistics or an affine that are not the model's"),
     # The numbers of the fold cannot tell a lost bias from another running mean.

@@ -110,12 +110,7 @@ FAULTS = (
 )  # fmt: skip
 
 
-MISSED = {
-    "gru-reset-batch-first": "the tensor before the layer's transposition is taken for its result, reshaped",
-}
-
-
-@seeded(FAULTS, MISSED)
+@seeded(FAULTS)
 def test_what_is_wrong_with_a_sequence_layer_is_named(fault: Seeded) -> None:
     check(fault)
 
