@@ -79,7 +79,11 @@ def _explained(stretch: Stretch, winner: _Tried | None, tried: Sequence[_Tried],
     if failed:
         evidence["failed"] = failed
     if winner is None:
-        text = "Located and proven by putting PyTorch's value in, not explained."
+        healed = stretch.divergence.healed
+        proven = healed is not None and healed.agrees
+        text = (
+            "Located and proven by putting PyTorch's value in, not explained." if proven else "Located, not explained."
+        )
         return Explained(Diagnosis("unknown", stretch.divergence.layer, text, evidence, "", verified=False), None)
     cause = winner.hypothesis
     evidence = {**cause.evidence, **({"error_after": winner.gap} if cause.patch else {}), **evidence}
