@@ -65,7 +65,7 @@ bench-faults: $(VENV)/.bench
 	$(RUN) -m benchmarks.comparison --seed $(SEED)
 
 bench-rivals: $(VENV)/.bench
-	$(RUN) -m benchmarks.comparison
+	$(RUN) -m benchmarks.comparison --seed $(SEED)
 
 check: lint types contracts test docs
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import layerdiff
 from benchmarks.faults import Category
+from benchmarks.faults.causes import causes_of
+from layerdiff.errors import LayerdiffError
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +31,8 @@ class Row:
     """What became of one case.
 
     `outcome`: exact, neighbour, wrong, silent or crashed; quiet or alarm for a healthy export. `both` is about pairs.
+    `cause` is the first diagnosis; it is right when it is one that the planted kind may be called. `repaired` tells
+    whether the corrected file agrees, of the cases for which one was asked for.
     """
 
     case: str
@@ -43,10 +49,14 @@ class Row:
     truth: str = ""
     named: str = ""
     seconds: float = 0.0
+    cause: str = ""
+    cause_right: bool | None = None
+    verified: bool | None = None
+    repaired: bool | None = None
 
 
-def judged(case: FaultyCase | FaultyPair | HealthyCase) -> Row:
-    """The outcome of one case; whatever the trace raises is one, too."""
+def judged(case: FaultyCase | FaultyPair | HealthyCase, *, repair: bool = False) -> Row:
+    """The outcome of one case, and of its repair if asked for; whatever the trace raises is one, too."""
     faults = faults_of(case)
     facts = (
         case.name,
@@ -64,6 +74,7 @@ def judged(case: FaultyCase | FaultyPair | HealthyCase) -> Row:
         return Row(*facts, "crashed", truth=truth, named=f"{type(error).__name__}: {error}")
     seconds = time.perf_counter() - start
     last = report.divergences[-1].healed if report.divergences else None
+    cause = report.diagnoses[0] if report.diagnoses else None
     return Row(
         *facts,
         outcome(report, faults),
@@ -74,7 +85,20 @@ def judged(case: FaultyCase | FaultyPair | HealthyCase) -> Row:
         truth=truth,
         named=" + ".join(_place(d.layer, d.call if _calls_matter(faults) else None) for d in report.divergences),
         seconds=seconds,
+        cause="" if cause is None else cause.cause,
+        cause_right=None if not faults else cause is not None and cause.cause in causes_of(faults[0]),
+        verified=None if not faults else cause is not None and cause.verified,
+        repaired=repaired(report) if repair and faults else None,
     )
+
+
+def repaired(report: Report) -> bool:
+    """Whether the corrected file could be written, and agrees."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return report.repair(Path(folder) / "fixed.onnx").agrees
+        except LayerdiffError:
+            return False
 
 
 def faults_of(case: FaultyCase | FaultyPair | HealthyCase) -> tuple[Fault, ...]:

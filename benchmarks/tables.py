@@ -35,19 +35,38 @@ def by_category(faulty: pd.DataFrame) -> pd.DataFrame:
     counts.loc["all"] = counts.sum()
     right = counts.exact + counts.neighbour
     counts["right %"] = (100 * right / counts.cases).round(1)
+    counts["cause %"] = _share(faulty, "cause_right")
+    counts["verified %"] = _share(faulty, "verified")
+    tried = faulty[faulty.repaired.notna()].groupby("category").repaired.agg(["sum", "count"])
+    tried.loc["all"] = tried.sum()
+    shown = tried.apply(lambda row: f"{int(row['sum'])} of {int(row['count'])}", axis=1) if len(tried) > 1 else ""
+    counts["repaired"] = shown if isinstance(shown, str) else shown.reindex(counts.index).fillna("")
     counts["both found"] = both.reindex(counts.index).map(lambda n: "" if pd.isna(n) else str(int(n)))
     return counts
 
 
+def _share(faulty: pd.DataFrame, column: str) -> pd.Series:
+    """The share of cases for which something is so, in percent, by category and over all."""
+    said = faulty[column] == True  # noqa: E712  None is neither
+    shares = said.groupby(faulty.category).mean()
+    shares.loc["all"] = said.mean()
+    return (100 * shares).round(1)
+
+
 def _quiet(healthy: pd.DataFrame) -> str:
     alarms = int((healthy.outcome != "quiet").sum())
-    return f"healthy exports: {len(healthy)}, false alarms: {alarms}, modules not covered: {healthy.uncompared.sum()}"
+    said = int((healthy.cause != "").sum())
+    return (
+        f"healthy exports: {len(healthy)}, false alarms: {alarms}, diagnoses: {said}, "
+        f"modules not covered: {healthy.uncompared.sum()}"
+    )
 
 
 def _counts(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     counts = pd.crosstab(rows[by], rows.outcome).reindex(columns=OUTCOMES, fill_value=0)
     counts.insert(0, "cases", counts.sum(axis=1))
-    counts["healed"] = rows.groupby(by).healed.apply(lambda column: int((column == True).sum()))  # noqa: E712
+    for column in ("healed", "cause_right", "verified"):
+        counts[column] = rows.groupby(by)[column].apply(lambda values: int((values == True).sum()))  # noqa: E712
     counts.columns.name = None
     return counts
 
@@ -59,4 +78,9 @@ def _misses(frame: pd.DataFrame) -> str:
     lines = [f"{word}: {case}: truth {truth}; named {named or 'nothing'}" for word, case, truth, named in told]
     unhealed = frame[(frame.category != HEALTHY) & frame.outcome.isin(RIGHT) & (frame.healed != True)]  # noqa: E712
     lines += [f"not healed: {m.case}: truth {m.truth}; named {m.named}" for m in unhealed.itertuples()]
+    wrong = frame[(frame.category != HEALTHY) & (frame.cause_right == False)]  # noqa: E712
+    lines += [
+        f"cause{' (claimed as verified)' if m.verified else ''}: {m.case}: {m.kind}; named {m.cause or 'nothing'}"
+        for m in wrong.itertuples()
+    ]
     return "\n".join(lines) or "no misses"

@@ -8,6 +8,8 @@ from layerdiff.errors import (
     LayerdiffError,
     ModelFileError,
     ReferenceFailedError,
+    RepairError,
+    ReproduceError,
     SampleError,
 )
 from layerdiff.model import (
@@ -18,10 +20,12 @@ from layerdiff.model import (
     LayerResult,
     Metrics,
     OutputResult,
+    Repair,
     RoundedLayer,
     SampleResult,
     Status,
     Tolerance,
+    Unrepaired,
 )
 from layerdiff.report import Report, load
 from layerdiff.simplifiers import guilty_passes
@@ -45,12 +49,16 @@ __all__ = [
     "ModelFileError",
     "OutputResult",
     "ReferenceFailedError",
+    "Repair",
+    "RepairError",
     "Report",
+    "ReproduceError",
     "RoundedLayer",
     "SampleError",
     "SampleResult",
     "Status",
     "Tolerance",
+    "Unrepaired",
     "WeightResult",
     "guilty_passes",
     "load",

@@ -99,8 +99,8 @@ def _table_or_positions(alignment: Alignment, origin: Origin, maker: Site, known
     reference = alignment.reference
     if base_name(maker.op) != "embedding" or known.array is None:
         return maker
-    tables = [reference.parameters[name] for name in parameters_read(reference, maker)]
     width = known.array.shape[-1]
+    tables = [a for name in parameters_read(reference, maker) if (a := reference.parameters[name]).shape[-1] == width]
     rows = [a.reshape(-1, width) for a in _constants(alignment, origin) if a.size == known.array.size]
     positions = _maker(reference, maker.inputs[1]) if len(maker.inputs) > 1 else None
     for table in tables:

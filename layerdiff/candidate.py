@@ -61,7 +61,8 @@ class Candidate:
 
     def shown(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
         """Tensors as the file keeps them, in the model's layout."""
-        return {n: a.transpose(self.layout[n]) if n in self.layout else a for n, a in arrays.items()}
+        axes = {name: self.layout.get(name, ()) for name in arrays}
+        return {n: a.transpose(axes[n]) if axes[n] and a.ndim == len(axes[n]) else a for n, a in arrays.items()}
 
     def as_in_file(self, tensor: str, array: Array) -> Array:
         """A tensor's numbers, given in the model's layout, as the file keeps them."""
@@ -166,6 +167,11 @@ class Candidate:
     ) -> Array | None:
         """One tensor, computed by a few nodes from the given sources."""
         return self._run([target], injections, nodes, sources).get(target)
+
+    def named(self, names: Sequence[str]) -> dict[str, Array]:
+        """Some tensors of a normal run; inputs as they are fed."""
+        computed = [name for name in dict.fromkeys(names) if name not in self.feeds]
+        return {n: a for n, a in self.feeds.items() if n in names} | self._run(computed, (), None, None)
 
     def part(self, model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Candidate:
         """Another model, such as a changed part of this one, on the same runtime."""

@@ -295,7 +295,22 @@ class Recorder(TorchDispatchMode):
             call.index, call.layer, call.number, call.type, parent, call.inputs, tuple(values.values())
         )
         if parent is None:
-            self._outputs = values
+            self._outputs = self._apart(values, outputs)
+
+    def _apart(self, values: Mapping[str, int], tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
+        """The outputs of the model, each a value of its own: a tensor can be returned twice."""
+        found: dict[str, int] = {}
+        for name, index in values.items():
+            found[name] = self._alias(tensors[name], index) if index in found.values() else index
+        return found
+
+    def _alias(self, tensor: torch.Tensor, index: int) -> int:
+        """Another value that holds what one holds."""
+        site = len(self._sites)
+        alias = self._new_value(tensor, site, constant=self._values[index].constant)
+        replay = Replay(torch.ops.aten.alias.default, (Operand(index),), {})
+        self._sites.append(Site(site, "aten.alias", 0, (index,), (alias,), replay=replay))
+        return alias
 
     def _close_atomic(self, call: _OpenCall, outputs: list[torch.Tensor]) -> None:
         site = len(self._sites)
@@ -317,7 +332,8 @@ class Recorder(TorchDispatchMode):
         if 0 in self._calls:
             return
         with self._hook_body():
-            self._outputs = {name: self._read(tensor) for name, tensor in named_tensors(output).items()}
+            tensors = named_tensors(output)
+            self._outputs = self._apart({name: self._read(tensor) for name, tensor in tensors.items()}, tensors)
         kind, inputs = type_of(self.model), tuple(self._inputs.values())
         self._calls[0] = Call(0, "", 0, kind, None, inputs, tuple(self._outputs.values()))
 

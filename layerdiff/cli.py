@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from layerdiff.errors import InputError, LayerdiffError
+from layerdiff.errors import InputError, LayerdiffError, RepairError, ReproduceError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,13 +48,17 @@ def trace(
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
     save: Annotated[Path | None, typer.Option(help="write the report as JSON, to be read back later")] = None,
+    repair: Annotated[Path | None, typer.Option(help="write a corrected .onnx file, and trace that too")] = None,
+    reproduce: Annotated[
+        Path | None, typer.Option(help="write the first divergence as a folder that runs alone")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")] = False,
 ) -> None:
     """Find the first layer of an ONNX file that diverges from its PyTorch model."""
     import layerdiff
     from layerdiff.report.archive import need_folder
 
-    for target in filter(None, (html, plot, csv, save, write_pairs)):
+    for target in filter(None, (html, plot, csv, save, write_pairs, repair, reproduce)):
         need_folder(target)
     reference, example = _built(model)
     given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
@@ -73,6 +77,8 @@ def trace(
     )
     _show(report)
     _write(report, html=html, plot=plot, csv=csv, save=save, pairs=write_pairs)
+    if not report.agrees:
+        _act(report, repair=repair, reproduce=reproduce)
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
 
 
@@ -271,6 +277,19 @@ def _write(
         report.write_pairs(pairs)
     for path in filter(None, (html, plot, csv, save, pairs)):
         Console().print(f"wrote {path}", markup=False, soft_wrap=True)
+
+
+def _act(report: Report, *, repair: Path | None, reproduce: Path | None) -> None:
+    """Write what was asked for about a divergence; that it cannot be done changes nothing about the finding."""
+    try:
+        if reproduce is not None:
+            Console().print(f"wrote {report.reproduce(reproduce)}", markup=False, soft_wrap=True)
+        if repair is not None:
+            corrected = report.repair(repair)
+            Console().print(f"wrote {repair}", markup=False, soft_wrap=True)
+            _show(corrected)
+    except (RepairError, ReproduceError) as error:
+        Console(stderr=True).print(f"layerdiff: {error}", markup=False, soft_wrap=True)
 
 
 def main() -> None:

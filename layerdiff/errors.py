@@ -8,8 +8,9 @@ LayerdiffError
 ├── ReferenceFailedError the reference model raised while it ran
 ├── BackendError        the runtime refused the graph or failed while it ran it
 ├── AlignmentError      reference and candidate cannot be paired at all
-└── RepairError         the file cannot be corrected as asked
-    └── PatchError      a change does not fit the graph that it is applied to
+├── RepairError         the file cannot be corrected as asked
+│   └── PatchError      a change does not fit the graph that it is applied to
+└── ReproduceError      no case can be cut out of the model and the file
 """
 
 from __future__ import annotations
@@ -53,3 +54,7 @@ class RepairError(LayerdiffError):
 
 class PatchError(RepairError):
     """A change does not fit the graph that it is applied to."""
+
+
+class ReproduceError(LayerdiffError):
+    """No runnable case of a divergence can be handed over."""

@@ -24,6 +24,7 @@ from onnx.reference import ReferenceEvaluator
 from layerdiff.copying import DROPPED_ATTRIBUTES, Copier, Injection, captured_by, quiet
 from layerdiff.errors import InputError, ModelFileError
 from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
+from layerdiff.outlets import with_outlets
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ class Graph:
         if model.functions:
             model = onnx.inliner.inline_local_functions(model)
         if take_apart:
-            model = unfused(model)
+            model = with_outlets(unfused(model))
         self.model = model
         with quiet():
             self._gs: gs.Graph = gs.import_onnx(model)

@@ -8,6 +8,7 @@ again ends the faulty stretch: what comes after it is innocent. Trials run on th
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.errors import BackendError
@@ -16,7 +17,7 @@ from layerdiff.operators import base_name, only_moves
 from layerdiff.precision import Rounded, explained, is_diffuse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 TRIALS = 150
+MOST_READERS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +205,7 @@ class _Region:
             edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] in same)
             if len(edges) > 1:
                 yield Slot(name, edges)
+        yield from self._some_readers(entries)
         for index in sorted(self.nodes):
             for slot, name in enumerate(graph.nodes[index].inputs):
                 if name in self.sources:
@@ -210,6 +213,15 @@ class _Region:
             for name in graph.nodes[index].outputs:
                 if name and name != self.tensor and name not in graph.constant:
                     yield Slot(name)
+
+    def _some_readers(self, entries: Sequence[tuple[int, int]]) -> Iterator[Slot]:
+        """Some of the edges of one source: an operator that reads a value beside its own input may be several nodes."""
+        graph = self.alignment.candidate.graph
+        for name in self.sources:
+            edges = [(n, s) for n, s in entries if graph.nodes[n].inputs[s] == name]
+            if 3 <= len(edges) <= MOST_READERS:
+                for count in range(2, len(edges)):
+                    yield from (Slot(name, frozenset(some)) for some in combinations(edges, count))
 
     def _copies(self) -> dict[str, set[str]]:
         """The sources that hold one value in one shape, under the name of the first: an Identity makes another."""

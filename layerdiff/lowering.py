@@ -75,8 +75,17 @@ def lowered(
     return Lowered(model, dict(zip(names, inputs, strict=True)), model.graph.output[0].name, exporter)
 
 
-def replayed(reference: Reference, sites: Sequence[int], inputs: Sequence[int], output: int) -> nn.Module | None:
-    """The recorded operators as a module of their own; None where one of them cannot be called again."""
+def replayed(
+    reference: Reference,
+    sites: Sequence[int],
+    inputs: Sequence[int],
+    output: int,
+    spelled: Callable[[Any], Any] | None = None,
+) -> fx.GraphModule | None:
+    """The recorded operators as a module of their own; None where one of them cannot be called again.
+
+    `spelled` gives what is called for a recorded operator: what exporters know, unless something else is wanted.
+    """
     graph, root = fx.Graph(), nn.Module()
     made: dict[int, fx.Node] = {index: graph.placeholder(f"value_{index}") for index in inputs}
 
@@ -92,7 +101,7 @@ def replayed(reference: Reference, sites: Sequence[int], inputs: Sequence[int], 
 
     try:
         for site in sorted({*sites, *_constant_sites(reference, sites, inputs)}):
-            _replay(graph, root, reference.sites[site], node_of, made)
+            _replay(graph, root, (reference.sites[site], spelled or _for_exporters), node_of, made)
         if output not in made:
             return None
     except _NotReplayableError:
@@ -127,8 +136,13 @@ def _constant_sites(reference: Reference, sites: Sequence[int], inputs: Sequence
 
 
 def _replay(
-    graph: fx.Graph, root: nn.Module, site: Site, node_of: Callable[[Operand], fx.Node], made: dict[int, fx.Node]
+    graph: fx.Graph,
+    root: nn.Module,
+    call: tuple[Site, Callable[[Any], Any]],
+    node_of: Callable[[Operand], fx.Node],
+    made: dict[int, fx.Node],
 ) -> None:
+    site, spelled = call
     if site.replay is None:
         raise _NotReplayableError
     function = site.replay.function
@@ -139,7 +153,7 @@ def _replay(
         node = graph.call_module(name, args, kwargs)
         count = 2
     else:
-        node = graph.call_function(_RAISED.get(function) or _out_of_place(function), args, kwargs)
+        node = graph.call_function(spelled(function), args, kwargs)
         count = len(function._schema.returns)  # noqa: SLF001
     if count == 1 and len(site.outputs) == 1 and not _returns_list(function):
         made[site.outputs[0]] = node
@@ -151,7 +165,11 @@ def _replay(
         made[value] = graph.call_function(operator.getitem, (node, position))
 
 
-def _out_of_place(function: Any) -> Any:
+def _for_exporters(function: Any) -> Any:
+    return _RAISED.get(function) or out_of_place(function)
+
+
+def out_of_place(function: Any) -> Any:
     """The operator that computes the same without writing to its operands: values are in single-assignment form."""
     name, _, overload = function.name().removeprefix("aten::").partition(".")
     if not name.endswith("_") or name.startswith("_"):

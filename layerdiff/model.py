@@ -298,6 +298,30 @@ class Diagnosis:
 
 
 @dataclass(frozen=True, slots=True)
+class Unrepaired:
+    """A cause that was left in the file: why, and what to do instead (as code where it can be)."""
+
+    layer: str
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repair:
+    """What was done to make a corrected file.
+
+    `corrected` are the diagnoses whose changes it holds, `left` what it does not, `notes` what else changed or is to be
+    known, `checked` the inputs on which every change was run.
+    """
+
+    path: str
+    corrected: tuple[Diagnosis, ...]
+    left: tuple[Unrepaired, ...]
+    notes: tuple[str, ...]
+    checked: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LayerResult:
     """What was found about one call of one layer (or one operator, at granularity "op").
 

@@ -100,7 +100,7 @@ def patched(model: onnx.ModelProto, patch: Iterable[Change]) -> onnx.ModelProto:
         if isinstance(change, Splice):
             _splice(result, change)
         else:
-            _change_node(result.graph, change)
+            change_node(result.graph, change)
     _sort(result.graph)
     _prune(result.graph)
     return result
@@ -118,7 +118,8 @@ def within(model: onnx.ModelProto, patch: Iterable[Change]) -> Patch:
     return tuple(found)
 
 
-def _change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Rewire | SetOperator) -> None:
+def change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Rewire | SetOperator) -> None:
+    """Make a change of one node in place, in a graph or in a branch or body of it."""
     node = _node(graph, change.node)
     if isinstance(change, SetAttribute):
         _set_attribute(node, change.name, change.value)
@@ -134,7 +135,7 @@ def _change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Re
         _connect(node, change.slot, change.tensor)
     else:
         name = _fresh(graph, f"{change.node}__slot{change.slot}_corrected")
-        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(change.value), name))
+        graph.initializer.append(numpy_helper.from_array(np.asarray(change.value, order="C"), name))
         _connect(node, change.slot, name)
 
 
@@ -171,43 +172,38 @@ def _splice(model: onnx.ModelProto, change: Splice) -> None:
         copy = graph.initializer.add()
         copy.CopyFrom(tensor)
         copy.name = renamed[tensor.name]
+    own = set()
     for node in small.node:
         copy = graph.node.add()
         copy.CopyFrom(node)
-        copy.name = f"{prefix}/{node.name}"
         copy.input[:] = [renamed.get(name, name) for name in node.input]
         copy.output[:] = [renamed.get(name, name) for name in node.output]
+        copy.name = next(name for name in copy.output if name)  # a runtime refuses two nodes of one name
+        own |= {name for name in copy.output if name}
         del copy.metadata_props[:]  # the exporter's stack traces name files of this machine
     _import_domains(model, change.model)
-    _redirect(graph, change, renamed[small.output[0].name])
+    _redirect(graph, change, renamed[small.output[0].name], own)
 
 
-def _redirect(graph: onnx.GraphProto, change: Splice, corrected: str) -> None:
+def _redirect(graph: onnx.GraphProto, change: Splice, corrected: str, own: set[str]) -> None:
     if change.edges is not None:
         for node, slot in change.edges:
             _connect(_node(graph, node), slot, corrected)
         return
-    own = {name for name, _ in change.inputs}
     if change.tensor in {port.name for port in graph.output}:
-        _take_over_name(graph, change.tensor, corrected)
+        _take_over_name(graph, change.tensor, corrected, own)
         return
     for node in graph.node:
-        if node.name.startswith(f"{change.tensor}__corrected/") and change.tensor not in own:
-            continue
-        if corrected in node.output or node.name.startswith(f"{change.tensor}__corrected/"):
-            continue
-        for slot, name in enumerate(node.input):
-            if name == change.tensor:
-                node.input[slot] = corrected
+        if own.isdisjoint(node.output):
+            node.input[:] = [corrected if name == change.tensor else name for name in node.input]
 
 
-def _take_over_name(graph: onnx.GraphProto, tensor: str, corrected: str) -> None:
+def _take_over_name(graph: onnx.GraphProto, tensor: str, corrected: str, own: set[str]) -> None:
     """A graph output keeps its name: the wrong tensor gives it up to the corrected one."""
     old = _fresh(graph, f"{tensor}__before")
-    prefix = f"{tensor}__corrected/"
     for node in graph.node:
+        inside = not own.isdisjoint(node.output)
         node.output[:] = [{tensor: old, corrected: tensor}.get(name, name) for name in node.output]
-        inside = node.name.startswith(prefix)
         swap = {tensor: old, corrected: tensor} if inside else {corrected: tensor}
         node.input[:] = [swap.get(name, name) for name in node.input]
 
@@ -223,7 +219,7 @@ def _import_domains(model: onnx.ModelProto, small: onnx.ModelProto) -> None:
 
 def _fresh(graph: onnx.GraphProto, wanted: str) -> str:
     taken = {t.name for t in graph.initializer} | {name for node in graph.node for name in node.output}
-    taken |= {port.name for port in graph.input}
+    taken |= {port.name for port in graph.input} | {node.name for node in graph.node}
     name, number = wanted, 1
     while name in taken:
         number += 1
@@ -281,8 +277,14 @@ def _prune(graph: onnx.GraphProto) -> None:
     graph.node.extend(kept)
     if len(constants) < len(graph.initializer):
         copies = [onnx.TensorProto.FromString(tensor.SerializeToString()) for tensor in constants]
+        removed = {tensor.name for tensor in graph.initializer} - read
         del graph.initializer[:]
         graph.initializer.extend(copies)
+        ports = [port for port in graph.input if port.name not in removed]  # old files list initializers as inputs
+        if len(ports) < len(graph.input):
+            copied = [onnx.ValueInfoProto.FromString(port.SerializeToString()) for port in ports]
+            del graph.input[:]
+            graph.input.extend(copied)
 
 
 def with_reshaped_input(model: onnx.ModelProto, name: str, shape: Sequence[int]) -> onnx.ModelProto:

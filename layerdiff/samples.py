@@ -18,6 +18,7 @@ from layerdiff.tensors import named_tensors
 
 if TYPE_CHECKING:
     from layerdiff.graph import Port
+    from layerdiff.model import Reference
 
     Array = np.ndarray[Any, Any]
 
@@ -36,6 +37,9 @@ def samples(inputs: Any) -> Iterator[Sample]:
     A tuple holds positional arguments, a dict keyword arguments, an ``.npz`` either (``arr_0``, ``arr_1``, … are
     positional, other names are keywords).
     """
+    if isinstance(inputs, Sample):
+        yield inputs
+        return
     if isinstance(inputs, (torch.Tensor, np.ndarray, tuple, Mapping, str, Path)):
         yield _sample(inputs)
         return
@@ -113,6 +117,13 @@ def feeds_for(ports: tuple[Port, ...], arrays: Mapping[str, Array]) -> dict[str,
     for port in ports:
         _check(port, chosen[port.name])
     return chosen
+
+
+def read_only(feeds: Mapping[str, Array], reference: Reference) -> dict[str, Array]:
+    """The inputs that the reference reads or returns: exporters leave out the others."""
+    read = {value for site in reference.sites for value in site.inputs} | set(reference.outputs.values())
+    unread = {name for name, value in reference.inputs.items() if value not in read}
+    return {name: array for name, array in feeds.items() if name not in unread}
 
 
 def _in_layout(port: Port, array: Array) -> Array:

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from layerdiff.align import align
 from layerdiff.audit import audit
+from layerdiff.cases import case_of
 from layerdiff.confined import confined_origins
-from layerdiff.diagnose import Stretch, exchanged, explain_all, inputs_exchanged, ranked
+from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, ranked
 from layerdiff.environment import environment
-from layerdiff.errors import BackendError, FixedShapeError, InputError, LayerdiffError, ReferenceFailedError
+from layerdiff.errors import (
+    BackendError,
+    FixedShapeError,
+    InputError,
+    LayerdiffError,
+    ReferenceFailedError,
+)
 from layerdiff.findings import diffuse, finding, layout_diagnoses
 from layerdiff.heal import heal
 from layerdiff.layers import Accused, LayerBook, coverage
+from layerdiff.live import Live
 from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
 from layerdiff.model import SampleResult, Tolerance
 from layerdiff.observer import Observed, fusion_diagnosis, observe
-from layerdiff.outputs import OutputPairs, pair_outputs
 from layerdiff.pairs import doubts, read_pairs, resolved, still_there
 from layerdiff.progress import Progress
 from layerdiff.report import Report
+from layerdiff.runner import Runner
 from layerdiff.samples import samples
 from layerdiff.several import judged, size_diagnosis
 from layerdiff.sides import open_candidate, open_reference
-from layerdiff.stability import random_diagnosis
-from layerdiff.valid import masks_for
+from layerdiff.stability import random_diagnosis, reference_random
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -43,8 +52,8 @@ if TYPE_CHECKING:
     from layerdiff.diagnose import Explained
     from layerdiff.localise import Origin
     from layerdiff.model import Diagnosis, Divergence, Healed, Noise, OutputResult, Reference
+    from layerdiff.outputs import OutputPairs
     from layerdiff.samples import Sample
-    from layerdiff.sides import CandidateSide, ReferenceSide
 
 
 def trace(  # noqa: PLR0913  the one function that may have more than five parameters
@@ -108,9 +117,14 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     _check_options(tolerance, granularity)
     expected, actual = open_reference(reference), open_candidate(candidate, backend)
     fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(expected, actual, fixed, granularity, valid, read_pairs(pairs))
+    runner = Runner(expected, actual, fixed, valid)
+    again = partial(
+        trace, reference, tolerance=tolerance, backend=backend, granularity=granularity, valid=valid, progress=False
+    )
+    kept = None if isinstance(inputs, Iterator) else inputs  # an iterator is used up
     with Progress(enabled=progress) as bar:
-        return job.run(inputs, bar)
+        report = _Job(runner, granularity, read_pairs(pairs)).run(inputs, bar)
+    return replace(report, live=None if report.live is None else replace(report.live, again=again, inputs=kept))
 
 
 def outputs_agree(
@@ -118,7 +132,7 @@ def outputs_agree(
 ) -> bool:
     """Whether the final outputs agree on every sample; nothing between them is looked at."""
     fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(open_reference(reference), open_candidate(candidate, None), fixed, "module", None, {})
+    job = _Job(Runner(open_reference(reference), open_candidate(candidate, None), fixed, None), "module", {})
     with Progress(enabled=False) as bar:
         return all(job.judge(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
 
@@ -128,6 +142,7 @@ class _Judged:
     """One sample that ran on both sides, and how its outputs were judged."""
 
     index: int
+    sample: Sample
     candidate: Candidate
     reference: Reference
     floor: Mapping[int, Noise]
@@ -145,11 +160,8 @@ class _Judged:
 class _Job:
     """What stays the same from sample to sample."""
 
-    reference: ReferenceSide
-    candidate: CandidateSide
-    tolerance: Tolerance | None
+    runner: Runner
     granularity: str
-    valid: Any
     pairs: Mapping[str, str]
 
     def run(self, inputs: Any, bar: Progress) -> Report:
@@ -173,80 +185,78 @@ class _Job:
 
     def judge(self, index: int, sample: Sample, bar: Progress) -> _Judged:
         """Run one sample on both sides and compare the outputs."""
-        candidate = self.candidate.fed(sample, self.reference.feeds(sample))
+        run = self.runner
+        candidate = run.fed(sample)
         bar.stage("running the reference")
-        reference = self.reference.capture(sample)
-        bar.stage("measuring the noise floor")
-        floor = self.reference.noise_floor(sample, reference)
+        reference, floor = run.recorded(sample)
         bar.stage("running the candidate")
-        pairs = pair_outputs(reference, candidate.graph.outputs, hint=" ".join(self.reference.warnings))
-        masks = masks_for(reference, pairs[0], self.valid, index)
-        outputs = OutputPairs(reference, *pairs, floor, self.tolerance, masks)
+        outputs = run.paired(reference, floor, candidate.graph, index)
         results = outputs.results(candidate.shipped, candidate.tapped)
-        told = judged(self._shapes(sample), results)
-        return _Judged(index, candidate, reference, floor, outputs, results, told)
+        told = judged(run.shapes(sample), results)
+        return _Judged(index, sample, candidate, reference, floor, outputs, results, told)
 
     def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
         """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
         try:
-            self.reference.capture(sample)
+            self.runner.reference.capture(sample)
         except ReferenceFailedError:
             raise error from None
-        return SampleResult(self._shapes(sample), agrees=False, refused=str(error))
+        return SampleResult(self.runner.shapes(sample), agrees=False, refused=str(error))
 
-    def _shapes(self, sample: Sample) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(array.shape) for name, array in self.reference.feeds(sample).items()}
-
-    def examine(self, sample: _Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
+    def examine(self, shown: _Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
         """The report on one sample."""
-        outputs, reference, floor = sample.outputs, sample.reference, sample.floor
-        observed = observe(sample.candidate, outputs, sample.results)
+        outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
+        observed = observe(shown.candidate, outputs, shown.results)
         bar.stage("aligning layers")
-        limits = limits_for(reference, floor, self.tolerance)
-        given = resolved(self.pairs, reference, sample.candidate, outputs)
+        limits = limits_for(reference, floor, run.tolerance)
+        given = resolved(self.pairs, reference, shown.candidate, outputs)
         given, lost = still_there(given, observed.candidate)
         alignment = align(reference, observed.candidate, outputs.everywhere(), limits, given)
         bar.stage("proving the accusation")
         origins, rounded = find_origins(alignment)
-        case = _prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in sample.results))
-        found = [finding(alignment, o, floor, self.tolerance, h) for o, h in case.diverging]
-        confined = [finding(alignment, o, floor, self.tolerance, h) for o, h in case.confined]
+        proven = _prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
+        found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
+        confined = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.confined]
         bar.stage("naming the cause")
-        stretches = [Stretch(alignment, o, d) for (o, _), (_, d) in zip(case.diverging, found, strict=True)]
+        stretches = [Stretch(alignment, o, d) for (o, _), (_, d) in zip(proven.diverging, found, strict=True)]
         explained = [] if observed.guilty else explain_all(stretches)
-        unproven = any(not e.diagnosis.verified for e in explained)
-        crossed = exchanged(observed.candidate, outputs) if unproven else None
+        cases = tuple(case_of(s, e) for s, e in zip(stretches, explained, strict=False))
+        crossed = inputs_exchanged(observed.candidate, outputs, explained, reference.calls[0].type)
         if crossed is not None:
-            told_apart = inputs_exchanged(observed.candidate, outputs, crossed, reference.calls[0].type)
-            found, explained = [(0, told_apart[0])], [told_apart[1]]
+            found, explained, cases = [(0, crossed[0])], [crossed[1]], ()
         bar.stage("writing the report")
-        accused = Accused(_sites(found, case.diverging), _sites(confined, case.confined), harmless=case.harmless)
-        book = LayerBook(alignment, floor, self.tolerance, accused, rounded)
+        accused = Accused(_sites(found, proven.diverging), _sites(confined, proven.confined), harmless=proven.harmless)
+        book = LayerBook(alignment, floor, run.tolerance, accused, rounded)
         calls = book.calls()
         divergences = tuple(divergence for _, divergence in found)
+        unstable = run.reference.unstable(shown.sample, reference) if found else frozenset()
+        drawn = reference_random(reference, unstable, next(iter(divergences), None))
+        source = run.source
         return Report(
             divergences=divergences,
-            diagnoses=_diagnoses(observed, divergences, alignment, told, explained),
-            diffuse=None if case.harmless else diffuse(alignment, rounded, outputs),
-            outputs=sample.results,
+            diagnoses=(() if drawn is None else (drawn,))
+            + _diagnoses(observed, divergences, alignment, told, explained),
+            diffuse=None if proven.harmless else diffuse(alignment, rounded, outputs),
+            outputs=shown.results,
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
-            environment=environment(self.reference, self.candidate),
+            environment=environment(run.reference, run.candidate),
             warnings=observed.warnings
-            + self.reference.warnings
+            + run.reference.warnings
             + outputs.warnings()
             + lost
             + doubts(alignment)
             + alignment.candidate.warnings,
             confined=tuple(divergence for _, divergence in confined),
-            sample=sample.index,
+            sample=shown.index,
             samples=tuple(told),
+            live=None if source is None else Live(source, shown.sample, cases, observed.level, run),
             weights=audit(alignment),
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Case:
+class _Proven:
     """The origins, each with its proof: those that diverge, and those that no output that counts depends on."""
 
     diverging: list[tuple[Origin, Healed | None]]
@@ -254,19 +264,19 @@ class _Case:
     harmless: bool
 
 
-def _prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, shipped_agrees: bool) -> _Case:
+def _prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, shipped_agrees: bool) -> _Proven:
     harmless = outputs.all_agree(alignment.candidate.tapped)
     if shipped_agrees and not harmless:  # only the run that was looked into is wrong; a warning says so
-        return _Case([], [], harmless)
+        return _Proven([], [], harmless)
     if harmless:  # what differs shows at excluded positions at most
         proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
-        return _Case([], list(zip(origins, proofs, strict=True)), harmless)
+        return _Proven([], list(zip(origins, proofs, strict=True)), harmless)
     proofs = heal(alignment, origins, outputs)
     aside = confined_origins(alignment, origins, proofs, outputs)
     if aside:
         origins = [origin for origin in origins if origin not in aside]
         proofs = heal(alignment, origins, outputs)
-    return _Case(list(zip(origins, proofs, strict=True)), [(origin, None) for origin in aside], harmless)
+    return _Proven(list(zip(origins, proofs, strict=True)), [(origin, None) for origin in aside], harmless)
 
 
 def _sites(

@@ -269,3 +269,31 @@ def test_the_installed_command_runs() -> None:
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("layerdiff: 'nowhere:build': cannot import nowhere")
+
+
+def test_a_divergence_can_be_repaired_and_reproduced(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["trace", "mymodels:build", "bad.onnx", "-i", "x.npy", "-q", "--repair", "fixed.onnx"]
+    monkeypatch.setattr(sys, "argv", ["layerdiff", *arguments, "--reproduce", "case"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 1  # the exit code is about the file that was traced
+    said = " ".join(capsys.readouterr().out.split())
+    assert "wrote case" in said
+    assert "wrote fixed.onnx PyTorch and ONNX agree" in said
+    assert (folder / "case" / "reproduce.py").is_file()
+    monkeypatch.setattr(sys, "argv", ["layerdiff", "trace", "mymodels:build", "fixed.onnx", "-i", "x.npy", "-q"])
+    with pytest.raises(SystemExit) as agrees:
+        cli.main()
+    assert agrees.value.code == 0
+
+
+def test_nothing_is_written_where_there_is_nothing_to_repair(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ["trace", "mymodels:build", "good.onnx", "-i", "x.npy", "-q", "--repair", "fixed.onnx"]
+    monkeypatch.setattr(sys, "argv", ["layerdiff", *arguments, "--reproduce", "case"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 0
+    assert not (folder / "fixed.onnx").exists()
+    assert not (folder / "case").exists()

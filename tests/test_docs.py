@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 import layerdiff
+from benchmarks.faults.causes import SLUGS
 from layerdiff import measure
+from layerdiff.diagnose import Hypothesis, Stretch
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -20,8 +23,15 @@ API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 HOW = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 READING = (ROOT / "docs" / "reading-a-report.md").read_text(encoding="utf-8")
 
-# A Python block, and the output that is shown after it.
-SNIPPETS = re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", README, flags=re.DOTALL)
+DIAGNOSERS = (ROOT / "docs" / "writing-diagnosers.md").read_text(encoding="utf-8")
+
+
+def _shown(page: str) -> list[tuple[str, str]]:
+    """Every Python block, and the output that is shown after it."""
+    return re.findall(r"```python\n(.*?)```\n+```text\n(.*?)```", page, flags=re.DOTALL)
+
+
+SNIPPETS = _shown(README)
 
 
 def test_the_readme_has_a_snippet_with_its_output() -> None:
@@ -29,8 +39,12 @@ def test_the_readme_has_a_snippet_with_its_output() -> None:
     assert len(SNIPPETS) == README.count("```python")
 
 
-@pytest.mark.parametrize(("code", "shown"), SNIPPETS)
-def test_a_snippet_of_the_readme_prints_what_it_says(code: str, shown: str, tmp_path: Path) -> None:
+def test_the_page_on_diagnosers_has_one_example_with_its_output() -> None:
+    assert len(_shown(DIAGNOSERS)) == DIAGNOSERS.count("```python") == 1
+
+
+@pytest.mark.parametrize(("code", "shown"), [*SNIPPETS, *_shown(DIAGNOSERS)])
+def test_a_snippet_prints_what_it_says(code: str, shown: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "snippet.py"],
@@ -64,6 +78,26 @@ def test_every_error_is_on_the_errors_page(name: str) -> None:
 @pytest.mark.parametrize("status", list(layerdiff.Status))
 def test_every_status_is_explained(status: layerdiff.Status) -> None:
     assert f"\n| `{status}` |" in READING
+
+
+def test_the_table_of_causes_has_every_cause_and_no_other() -> None:
+    section = READING.partition("\n## Causes\n")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `([a-z-]+)` \| \S", section, flags=re.MULTILINE)
+    assert len(listed) == len(set(listed))
+    assert set(listed) == SLUGS
+
+
+def test_what_the_page_on_diagnosers_offers_is_there() -> None:
+    section = DIAGNOSERS.partition("## What a diagnoser is given")[2].partition("\n## ")[0]
+    offered = re.findall(r"`(\w+)[`(]", "".join(re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)))
+    known = {*dir(Stretch), *(field.name for field in dataclasses.fields(Stretch))}
+    assert len(offered) > 12
+    assert set(offered) <= known
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(Hypothesis)])
+def test_every_field_of_a_hypothesis_is_explained(name: str) -> None:
+    assert f"\n| `{name}` |" in DIAGNOSERS
 
 
 @pytest.mark.parametrize("name", layerdiff.Metrics.__slots__)

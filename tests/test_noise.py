@@ -189,3 +189,25 @@ def test_a_failure_in_the_twin_gives_the_runtime_back_too() -> None:
     with pytest.raises(ReferenceFailedError, match="only once"):
         floor_of(model, noise("noise.once", 2, 3))
     assert torch._C._get_mkldnn_enabled() == onednn
+
+
+def test_rounding_is_followed_through_attention() -> None:
+    """Over keys of length one attention passes its values on, and with them the noise of what made them."""
+
+    def body(inner: nn.Module, x: Tensor) -> Tensor:
+        y = inner(2 + 1e-3 * x)  # nearly equal elements: the norm makes their rounding large
+        return torch.nn.functional.scaled_dot_product_attention(y, y, y)
+
+    model = fill(Function(body, nn.LayerNorm(4)))
+    reference, floor = floor_of(model, noise("noise.attention", 2, 2, 1, 4))
+    attended, normed = (reference.values[i] for i in (reference.outputs[""], reference.calls[1].outputs[0]))
+    assert floor[attended.index].max_abs == pytest.approx(floor[normed.index].max_abs, rel=1e-3)
+    assert floor[normed.index].max_abs > 1e-6
+
+
+def test_attention_with_dropout_adds_no_noise() -> None:
+    def body(inner: nn.Module, x: Tensor) -> Tensor:
+        y = inner(x)
+        return torch.nn.functional.scaled_dot_product_attention(y, y, y, dropout_p=0.5)
+
+    assert at_the_end(fill(Function(body, nn.Linear(4, 4))), noise("noise.dropped", 2, 2, 5, 4)) < 1e-5

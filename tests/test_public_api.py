@@ -27,12 +27,16 @@ PUBLIC = [
     "ModelFileError",
     "OutputResult",
     "ReferenceFailedError",
+    "Repair",
+    "RepairError",
     "Report",
+    "ReproduceError",
     "RoundedLayer",
     "SampleError",
     "SampleResult",
     "Status",
     "Tolerance",
+    "Unrepaired",
     "WeightResult",
     "guilty_passes",
     "load",
@@ -69,6 +73,8 @@ def test_a_report_has_the_views_that_are_promised() -> None:
         "to_dict",
         "save",
         "write_pairs",
+        "repair",
+        "reproduce",
     )
     assert all(hasattr(layerdiff.Report, name) for name in promised)
 

@@ -89,9 +89,10 @@ def _recorded(model: nn.Module, inputs: tuple[Tensor, ...]) -> list[_Call]:
 
     def leave(module: nn.Module, _args: Any, output: Any) -> None:
         _, path = stack.pop()
-        first = next(tensors(output), None)
-        if first is not None:  # cloned, or the next in-place operator overwrites it
-            calls.append(_Call(path, type(module).__name__, first.detach().clone().numpy()))
+        found = list(tensors(output))
+        if found and all(other.shape != found[0].shape for other in found[1:]):  # or names do not tell them apart
+            # Cloned, or the next in-place operator overwrites it.
+            calls.append(_Call(path, type(module).__name__, found[0].detach().clone().numpy()))
 
     for module in watched.modules():
         module.register_forward_pre_hook(enter)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 MAX_ABS, MAX_REL = 1e-4, 1e-3
-"""For tools that list differences and judge none. Of a dozen limits on either or both, tried on other cases than those
+"""For tools that list differences and judge none. Of eleven limits on either or both, tried on other cases than those
 that are published, these served such tools best."""
 
 

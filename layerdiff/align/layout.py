@@ -138,7 +138,8 @@ class _Carrier:
         source, shape = node.inputs[0], self.tapped[name].shape
         back = after(inverse(axes), self.found.get(source, tuple(range(len(axes)))))
         foreign = shape not in self.shapes and tuple(shape[axis] for axis in back) in self.shapes
-        return back if source in self.found or axes in usual or foreign else None
+        leads_there = axes in usual and inverse(axes) != axes  # what undoes itself may as well lead back
+        return back if source in self.found or leads_there or foreign else None
 
 
 def turned(expected: Array, actual: Array | None, limit: Limit) -> Axes | None:

@@ -118,7 +118,12 @@ def relation(parameter: Array, array: Array) -> Tie | None:
 
 
 def by_output_channel(reference: Reference, site: Site, weight: Array) -> Array:
-    """A layer's weight with its output channels first: a matrix product keeps them last unless it is transposed."""
+    """A layer's weight with its output channels first.
+
+    A matrix product keeps them last unless it is transposed, a transposed convolution second.
+    """
+    if site.arguments.get("transposed") and site.arguments.get("groups", 1) == 1:
+        return weight.swapaxes(0, 1)
     if base_name(site.op) not in ("addmm", "mm") or weight.ndim != 2:
         return weight
     matrix = reference.values[site.inputs[-1]]
@@ -126,10 +131,10 @@ def by_output_channel(reference: Reference, site: Site, weight: Array) -> Array:
 
 
 def carried_as(weight: Array, constants: Iterable[Array]) -> list[Array]:
-    """The constants that may be a weight, in its own layout: as they are, or transposed."""
+    """The constants that may be a weight, in its own layout: as they are, or with their channels exchanged."""
     found = []
     for array in constants:
-        views = [array, array.T] if array.ndim == 2 else [array]
+        views = [array, array.swapaxes(0, 1)] if array.ndim >= 2 else [array]
         found += [view for view in views if view.shape == weight.shape]
     return found
 

@@ -9,9 +9,8 @@ import numpy as np
 
 from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
-from layerdiff.diagnose.inputs import exchanged
-from layerdiff.diagnose.inputs import explained as inputs_exchanged
-from layerdiff.diagnose.prove import Explained, explain
+from layerdiff.diagnose.inputs import inputs_exchanged
+from layerdiff.diagnose.prove import REPAIR, Explained, explain
 from layerdiff.diagnose.stretch import Stretch
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ def explain_all(stretches: Sequence[Stretch]) -> list[Explained]:
 def ranked(
     around: Sequence[Diagnosis], sizes: Diagnosis | None, explained: Sequence[Diagnosis]
 ) -> tuple[Diagnosis, ...]:
-    """All diagnoses, most certain first.
+    """All diagnoses, that of the first origin before those of the others, which may follow from it.
 
     `around` were found by other runs of the whole model (a pass turned off, two runs that differ); `sizes` says that
     samples of another size agree: then what was found in the nodes is what was frozen.
@@ -57,16 +56,16 @@ def ranked(
         frozen = [replace(sizes, summary=text, evidence=evidence, verified=first.verified)]
     elif sizes is not None:
         frozen = [sizes]
-    return (*around, *frozen, *sorted(rest, key=lambda diagnosis: not diagnosis.verified))
+    return (*around, *frozen, *rest)
 
 
 __all__ = [
     "DIAGNOSERS",
+    "REPAIR",
     "Diagnoser",
     "Explained",
     "Hypothesis",
     "Stretch",
-    "exchanged",
     "explain",
     "explain_all",
     "inputs_exchanged",

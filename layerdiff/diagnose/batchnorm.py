@@ -72,8 +72,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             continue
         batch = _batch_statistics(stretch, heavy)
         cause, text, evidence = _what_was_folded(found, factor, bias, batch)
-        evidence = {"node": node.name, **evidence, **_errors(found, factor, bias)}
-        yield Hypothesis(cause, text, evidence, changes, "export again with the model in eval mode")
+        evidence = {"node": node.name, **_errors(found, factor, bias), **evidence}
+        yield Hypothesis(cause, text, evidence, changes, "export again from the model that is meant to ship")
 
 
 def _training(stretch: Stretch) -> Iterator[Hypothesis]:
@@ -166,6 +166,7 @@ def _wrong_weight(stretch: Stretch, heavy: Site, unfolded: Array, changes: tuple
     from layerdiff.diagnose.weights import in_what_way
 
     name, right = next((n, a) for n, a in stretch.parameters(heavy).items() if a.ndim >= 2)
+    right = by_output_channel(stretch.alignment.reference, heavy, right)
     text, evidence = in_what_way(stretch, name, right, unfolded.astype(right.dtype))
     return Hypothesis("weights", text, {"parameter": name, **evidence}, changes, "export again from the model meant")
 
@@ -190,14 +191,34 @@ def _what_was_folded(
         ("dropped-op", "BatchNorm is missing: the layer before it is as it was.", np.ones_like(root), norm.bias),
         (
             "bn-folding",
-            "Folded without its running statistics (mean 0, variance 1).",
+            "Its BatchNorm was folded without its running statistics (mean 0, variance 1).",
             plain,
             norm.shift(plain, 0, norm.beta),
         ),
-        ("bn-folding", "Folded without its weight and bias.", 1 / root, norm.shift(1 / root, norm.mean, 0)),
-        ("bn-folding", "Folded without its weight.", 1 / root, norm.shift(1 / root, norm.mean, norm.beta)),
-        ("bn-folding", "Folded without its bias.", norm.factor, norm.shift(norm.factor, norm.mean, 0)),
-        ("bn-folding", "Folded without its running mean.", norm.factor, norm.shift(norm.factor, 0, norm.beta)),
+        (
+            "bn-folding",
+            "Its BatchNorm was folded without its weight and bias.",
+            1 / root,
+            norm.shift(1 / root, norm.mean, 0),
+        ),
+        (
+            "bn-folding",
+            "Its BatchNorm was folded without its weight.",
+            1 / root,
+            norm.shift(1 / root, norm.mean, norm.beta),
+        ),
+        (
+            "bn-folding",
+            "Its BatchNorm was folded without its bias.",
+            norm.factor,
+            norm.shift(norm.factor, norm.mean, 0),
+        ),
+        (
+            "bn-folding",
+            "Its BatchNorm was folded without its running mean.",
+            norm.factor,
+            norm.shift(norm.factor, 0, norm.beta),
+        ),
     ]
     if batch is not None:
         ways += _ways_with_batch(norm, *batch)
@@ -207,12 +228,17 @@ def _what_was_folded(
         scale = (factor[wrong] / norm.factor[wrong]).tolist()
         text = f"The weight before it is scaled in channel {', '.join(map(str, wrong[:8]))} of {factor.size}."
         return "weights", text, {"channels": wrong.tolist(), "factor": scale[:8]}
-    for cause, text, wanted_factor, wanted_bias in ways:
-        if _near(factor, wanted_factor) and _near(bias, wanted_bias):
-            return cause, text, {}
+    fitting = [
+        (_distance(factor, wanted_factor) + _distance(bias, wanted_bias), cause, text)
+        for cause, text, wanted_factor, wanted_bias in ways
+        if _near(factor, wanted_factor) and _near(bias, wanted_bias)
+    ]
+    if fitting:  # parameters that are still as they were made can make two ways nearly alike
+        _, cause, text = min(fitting, key=lambda way: round(way[0], 7))
+        return cause, text, {}
     epsilon = _other_epsilon(norm, factor, bias)
     if epsilon is not None:
-        text = f"Folded with epsilon {epsilon:.3g}; the model's is {norm.epsilon:.3g}."
+        text = f"Its BatchNorm was folded with epsilon {epsilon:.3g}; the model's is {norm.epsilon:.3g}."
         return "bn-folding", text, {"epsilon_wanted": norm.epsilon, "epsilon_got": epsilon}
     text = "Its BatchNorm was folded with running statistics or an affine that are not the model's."
     return "bn-folding", text, {}
@@ -226,9 +252,9 @@ def _ways_with_batch(norm: _Norm, mean: Array, var: Array, count: int) -> list[t
         v = (1 - momentum) * norm.var + momentum * (unbiased if momentum < 1 else var)
         factor = norm.gamma / np.sqrt(v + norm.epsilon)
         text = (
-            "Folded with the statistics of this batch: it was exported in train mode."
+            "Its BatchNorm was folded with the statistics of this batch: it was exported in train mode."
             if momentum == 1.0
-            else f"Folded with statistics that one more batch has moved (momentum {momentum:g})."
+            else f"Its BatchNorm was folded with statistics that one more batch has moved (momentum {momentum:g})."
         )
         cause = "training-mode" if momentum == 1.0 else "bn-folding"
         ways.append((cause, text, factor, norm.shift(factor, m, norm.beta)))
@@ -249,8 +275,13 @@ def _other_epsilon(norm: _Norm, factor: Array, bias: Array) -> float | None:
 
 
 def _near(got: Array, wanted: Array) -> bool:
+    return got.shape == wanted.shape and _distance(got, wanted) <= _EQUAL
+
+
+def _distance(got: Array, wanted: Array) -> float:
+    """The largest difference, relative to the largest number that is wanted."""
     scale = float(np.abs(wanted).max(initial=0.0))
-    return got.shape == wanted.shape and bool(np.abs(got - wanted).max(initial=0.0) <= _EQUAL * max(scale, 1e-12))
+    return float(np.abs(got - wanted).max(initial=0.0)) / max(scale, 1e-12)
 
 
 def _errors(norm: _Norm, factor: Array, bias: Array) -> dict[str, Any]:

@@ -53,7 +53,8 @@ class Difference:
 
     `node` is the node in the file (None when missing), `wanted_node` what it should be.
 
-    `name` is an attribute's name; `slot` an input slot; `wanted` and `got` are attribute values, numbers or tensors.
+    `name` is an attribute's name; `slot` an input slot; `wanted` and `got` are attribute values, numbers, tensors or
+    operators.
     """
 
     what: What
@@ -149,7 +150,7 @@ def differences(wanted: Part, got: Part, sources: Mapping[str, frozenset[str]]) 
         elif f is None:
             found.append(Difference(What.EXTRA, g, None))
         elif f.op != g.op:
-            found.append(Difference(What.OPERATOR, g, f))
+            found.append(Difference(What.OPERATOR, g, f, wanted=f.op, got=g.op))
         else:
             found += _attributes(f, g, wanted.graph, got.graph)
             found += _operands(wanted, got, (f, g), tensors)

@@ -48,9 +48,10 @@ def _casts(stretch: Stretch) -> Iterator[Hypothesis]:
 
 
 def _largest(stretch: Stretch) -> float:
-    """The largest magnitude inside the stretch, by the reference or, where it has no such value, by the file."""
+    """The largest magnitude inside the stretch, by the reference."""
     values = stretch.alignment.reference.values
-    arrays = [values[i].array for site in stretch.sites for i in (*site.inputs, *site.outputs)]
+    inside = [i for site in stretch.sites for i in (*site.inputs, *site.outputs)]
+    arrays = [values[i].array for i in (*inside, stretch.value)]
     sizes = [float(np.abs(a[np.isfinite(a)]).max(initial=0.0)) for a in arrays if a is not None and a.dtype.kind == "f"]
     return max(sizes, default=0.0)
 

@@ -11,6 +11,8 @@ from layerdiff.model import Diagnosis, Divergence, Healed, Kind
 from layerdiff.patch import Rewire
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from layerdiff.candidate import Candidate
     from layerdiff.outputs import OutputPairs
     from layerdiff.patch import Patch
@@ -19,7 +21,21 @@ MOST = 15
 """Pairs of inputs that are tried."""
 
 
-def exchanged(candidate: Candidate, outputs: OutputPairs) -> tuple[str, str] | None:
+def inputs_exchanged(
+    candidate: Candidate, outputs: OutputPairs, others: Sequence[Explained], root_type: str
+) -> tuple[Divergence, Explained] | None:
+    """The finding that two inputs are taken for each other; None where they are not, or all is explained without.
+
+    One exchange at the border explains more than several wrong wires behind it.
+    """
+    wires = len(others) > 1 and all(other.diagnosis.cause == "order" for other in others)
+    if all(other.diagnosis.verified for other in others) and not wires:
+        return None
+    pair = _exchanged(candidate, outputs)
+    return None if pair is None else _explained(candidate, outputs, pair, root_type)
+
+
+def _exchanged(candidate: Candidate, outputs: OutputPairs) -> tuple[str, str] | None:
     """The two inputs of one type and shape with which, each fed to the other, every output agrees."""
     feeds = candidate.feeds
     before = outputs.measured(candidate.tapped)
@@ -40,7 +56,7 @@ def exchanged(candidate: Candidate, outputs: OutputPairs) -> tuple[str, str] | N
     return None
 
 
-def explained(
+def _explained(
     candidate: Candidate, outputs: OutputPairs, pair: tuple[str, str], root_type: str
 ) -> tuple[Divergence, Explained]:
     """The finding for two inputs that are exchanged: the root's own, healed and verified by feeding them crosswise."""

@@ -59,6 +59,8 @@ def _cause(stretch: Stretch, ops: set[str]) -> str:
         return "training-mode" if "Dropout" in ops else "random"
     if any("QuantizeLinear" in op for op in ops):
         return "quantization"
+    if ops <= {"Add", "Constant"} and _under_a_root(stretch):
+        return "epsilon"
     if ops <= {"Cast", "Identity"}:
         if expected is not None and expected.dtype.kind == "f":
             over = bool(np.nanmax(np.abs(expected), initial=0.0) > 65504) and actual is not None
@@ -77,3 +79,14 @@ def _bypassed(stretch: Stretch) -> Patch | None:
         return None
     edges = slot.edges or frozenset(graph.consumers.get(slot.tensor, ()))
     return tuple(Rewire(graph.nodes[node].outputs[0], at, source) for node, at in sorted(edges) if at >= 0)
+
+
+def _under_a_root(stretch: Stretch) -> bool:
+    """Whether a small constant is added just before a root, a reciprocal or a logarithm: an epsilon of another size.
+
+    The model's own may be so small that adding it changes nothing, and the node looks inserted.
+    """
+    graph = stretch.alignment.candidate.graph
+    readers = {graph.nodes[n].op for node in stretch.nodes for o in node.outputs for n, _ in graph.consumers.get(o, ())}
+    small = any(array.size == 1 and 0 < abs(float(array.reshape(-1)[0])) < 1 for _, _, array in stretch.constants)
+    return small and bool(readers & {"Sqrt", "Reciprocal", "Pow", "Log", "Rsqrt", "Div"})

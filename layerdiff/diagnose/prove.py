@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from layerdiff.diagnose import rewired
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.lowering import Exporter
 from layerdiff.model import Diagnosis
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from layerdiff.diagnose.hypothesis import Diagnoser
     from layerdiff.diagnose.stretch import Stretch
     from layerdiff.patch import Change, Patch
+
+REPAIR = 'report.repair("fixed.onnx") writes the file with this change made'
 
 log = logging.getLogger("layerdiff")
 
@@ -49,8 +52,11 @@ def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool
     whole: list[tuple[Stretch, Hypothesis]] = []
     failed: list[str] = []
     for exporter in tuple(Exporter) if thorough else (Exporter.TORCHSCRIPT,):
-        lowered = stretch.by(exporter)
+        lowered = (stretch.widened() if stretch.misread else stretch).by(exporter)
         proposed, errors = _proposed(lowered, diagnosers)
+        if not proposed:
+            proposed, errors = _proposed(stretch.by(exporter), diagnosers)
+        proposed += rewired.hypotheses(stretch)
         failed += errors
         single = [h for h in proposed if not _splices(h)]
         whole += [(lowered, h) for h in proposed if _splices(h)]
@@ -77,8 +83,9 @@ def _explained(stretch: Stretch, winner: _Tried | None, tried: Sequence[_Tried],
         return Explained(Diagnosis("unknown", stretch.divergence.layer, text, evidence, "", verified=False), None)
     cause = winner.hypothesis
     evidence = {**cause.evidence, **({"error_after": winner.gap} if cause.patch else {}), **evidence}
+    remedy = cause.remedy or (REPAIR if winner.verified else "")
     diagnosis = Diagnosis(
-        cause.cause, stretch.divergence.layer, cause.summary, evidence, cause.remedy, verified=winner.verified
+        cause.cause, stretch.divergence.layer, cause.summary, evidence, remedy, verified=winner.verified
     )
     return Explained(diagnosis, cause.patch if winner.verified else None)
 
@@ -116,7 +123,7 @@ def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[_Tried]:
         if len(group) < 2 or not stretch.holds(_changes(group)):
             continue
         needed = group
-        for hypothesis in group:
+        for hypothesis in reversed(group):
             fewer = [h for h in needed if h is not hypothesis]
             if fewer and stretch.holds(_changes(fewer)):
                 needed = fewer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from layerdiff.diagnose.difference import RESHAPING, What
 from layerdiff.diagnose.formats import too_narrow
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import cause_by_site, cause_of, mask_values
+from layerdiff.diagnose.semantics import REDUCTIONS, cause_at, cause_by_site, cause_of, mask_values
 from layerdiff.diagnose.weights import parameter_behind
 from layerdiff.model import Kind
 from layerdiff.operators import base_name, only_moves
@@ -41,18 +41,16 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
 
 
 def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
+    if (moved := _moved_operand(stretch)) is not None:
+        return moved
     ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
     absent = ", ".join(dict.fromkeys(d.op for d in differences))
-    if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes:
+    if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes or _gives_its_input(stretch):
         return _dropped(stretch), f"{ops} is missing from the file."
     if (cause := too_narrow(stretch)) is not None:
         return cause, f"A value inside {ops} does not fit into half precision."
-    every = () if stretch.comparison is None else stretch.comparison.differences
-    casts = [d for d in every if d.op == "Cast"]
-    if casts and all(d.what is What.CONSTANT or d in casts for d in every):
-        return "dtype", f"{ops} computes in another type in the file: a conversion is elsewhere, or missing."
-    if every and all(d.op in RESHAPING | {"Transpose"} for d in every):
-        return "layout", f"{ops} comes out with its axes in another order."
+    if (cause := _by_type_or_layout(stretch)) is not None:
+        return cause, f"{ops} {_TYPE_OR_LAYOUT[cause]}"
     kinds = {d.what for d in differences}
     single = [site for site in stretch.sites if not only_moves(site.op)]
     if kinds == {What.MISSING}:
@@ -60,7 +58,7 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
         if bias is not None:
             return "weights", f"{bias} is absent from the file."
         if len(single) == 1:  # one operator of the model, of which the file has a part
-            return cause_by_site(stretch), f"{ops} lacks {absent} in the file."
+            return cause_at(single[0]) or cause_by_site(stretch), f"{ops} lacks {absent} in the file."
         return _dropped(stretch), f"{absent} is missing from the file."
     if kinds == {What.EXTRA}:
         return "extra-op", f"{absent} is in the file and not in the model."
@@ -68,6 +66,48 @@ def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
         return cause, f"{ops} became something else in the file."
     nodes = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
     return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
+
+
+def _gives_its_input(stretch: Stretch) -> bool:
+    """Whether what goes in comes out as it is, whatever nodes lie between."""
+    actual = stretch.actual
+    return actual is not None and any(stretch.alignment.holds(value, actual) for value in stretch.inputs)
+
+
+_TYPE_OR_LAYOUT = {
+    "dtype": "computes in another type in the file: a conversion is elsewhere, or missing.",
+    "layout": "comes out with its axes in another order.",
+}
+
+
+def _by_type_or_layout(stretch: Stretch) -> str | None:
+    """The cause, where only conversions differ (but for those of a division that rounds), or only what moves."""
+    every = () if stretch.comparison is None else stretch.comparison.differences
+    casts = [d for d in every if d.op == "Cast"]
+    rounded = any(site.arguments.get("rounding_mode") for site in stretch.sites)  # by way of integers
+    if casts and not rounded and all(d.what in (What.CONSTANT, What.WIRING) or d in casts for d in every):
+        return "dtype"
+    moving = [d for d in every if d.op in RESHAPING | {"Transpose"}]
+    return "layout" if len(casts) < len(every) == len(moving) else None
+
+
+def _moved_operand(stretch: Stretch) -> tuple[str, str] | None:
+    """The cause, where every node is right and one of them reads the right numbers in another rank or layout."""
+    if stretch.comparison is None or stretch.comparison.differences or not stretch.nodes:
+        return None
+    candidate, values = stretch.alignment.candidate, stretch.alignment.reference.values
+    reader, read = stretch.nodes[-1].op, {name for node in stretch.nodes for name in node.inputs}
+    for name in sorted(read & set(candidate.layout)):
+        return "layout", f"{reader} reads {name}, whose axes are in another order: {candidate.layout[name]}."
+    for index in stretch.inputs:
+        tensor, wanted = stretch.holder(index), values[index].shape
+        if tensor is None or tensor not in read or candidate.tapped[tensor].ndim == len(wanted):
+            continue
+        maker = candidate.graph.producer.get(tensor)
+        reduced = maker is not None and candidate.graph.nodes[maker].op in REDUCTIONS
+        text = f"{reader} reads {tensor} in shape {candidate.tapped[tensor].shape}; the model's is {wanted}."
+        return ("axis" if reduced else "layout"), text
+    return None
 
 
 def _dropped(stretch: Stretch) -> str:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from layerdiff.diagnose.stretch import Stretch
+    from layerdiff.model import Site
     from layerdiff.patch import Patch
 
 POOLS = frozenset(
@@ -36,7 +37,8 @@ _BY_ATTRIBUTE = {
     "alpha": "activation", "beta": "activation", "gamma": "activation", "approximate": "activation",
     "min": "activation", "max": "activation", "fmod": "rounding", "upper": "masking", "is_causal": "masking",
     "unidirectional": "masking", "num_groups": "constant", "group": "constant",
-    "largest": "ties", "sorted": "ties", "select_last_index": "ties", "reduction": "indexing", "batch_dims": "indexing",
+    "largest": "order", "sorted": "order",
+    "select_last_index": "ties", "reduction": "indexing", "batch_dims": "indexing",
     "num_outputs": "indexing", "equation": "axis",
 }  # fmt: skip
 # The same by the argument names of torch's operators.
@@ -57,14 +59,14 @@ _BY_OPERATOR: dict[str, str] = (
     | dict.fromkeys(("Reshape", "Transpose", "DepthToSpace", "SpaceToDepth", "Flatten", "Expand", "Tile"), "layout")
     | dict.fromkeys(REDUCTIONS | {"Softmax", "LogSoftmax", "Hardmax", "Squeeze", "Unsqueeze", "CumSum"}, "axis")
     | dict.fromkeys(("Where", "Trilu"), "masking")
-    | dict.fromkeys(("TopK", "ArgMax", "ArgMin"), "ties")
+    | dict.fromkeys(("TopK", "ArgMax", "ArgMin"), "indexing")
     | dict.fromkeys(("Round", "Floor", "Ceil", "Mod"), "rounding")
     | {"Pad": "padding", "Concat": "order", "Cast": "dtype"}
     | dict.fromkeys(ONNX_ACTIVATIONS, "activation")
 )
 # The cause that the reference operator suggests when its whole lowering is another.
 _BY_SITE: dict[str, str] = {
-    "native_batch_norm": "bn-folding", "native_layer_norm": "epsilon", "native_group_norm": "epsilon",
+    "native_batch_norm": "bn-folding", "native_layer_norm": "constant", "native_group_norm": "constant",
     "cat": "order", "slice": "indexing", "select": "indexing", "index": "indexing", "gather": "indexing",
     "index_select": "indexing", "scatter": "indexing", "scatter_add": "indexing", "index_put": "indexing",
     "embedding": "indexing", "constant_pad_nd": "padding", "permute": "layout", "transpose": "layout",
@@ -91,7 +93,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             {
                 "node": "" if node is None else node.name,
                 "operator": difference.op,
-                **({"attribute": difference.name} if difference.name else {"operand": difference.slot}),
+                **({"attribute": difference.name} if difference.name else {}),
+                **({"operand": difference.slot} if difference.slot >= 0 else {}),
                 "wanted": shown(difference.wanted),
                 "got": shown(difference.got),
             },
@@ -121,7 +124,7 @@ def _around(stretch: Stretch, difference: Difference) -> str | None:
     if node is None:
         return None
     arrays = [array for name in node.inputs if (array := stretch.constant(name)) is not None]
-    masks = node.op in ("Where", "Trilu") or any(mask_values(array) for array in arrays)
+    masks = any(n is not None and n.op in ("Where", "Trilu") for n in extra) or any(map(mask_values, arrays))
     return "masking" if masks else "extra-op"
 
 
@@ -191,7 +194,9 @@ def changes_for(stretch: Stretch, difference: Difference) -> Patch:
     if node is None:
         return ()
     if difference.what is What.ATTRIBUTE:
-        return (SetAttribute(node.outputs[0], difference.name, difference.wanted),)
+        mended = SetAttribute(node.outputs[0], difference.name, difference.wanted)
+        automatic = difference.name == "pads" and "auto_pad" in node.attributes  # no node may have both
+        return (SetAttribute(node.outputs[0], "auto_pad", None), mended) if automatic else (mended,)
     if difference.what is What.OPERATOR and wanted is not None and len(wanted.inputs) == len(node.inputs):
         return (SetOperator(node.outputs[0], wanted.op, tuple(sorted(wanted.attributes.items()))),)
     if place is None:
@@ -259,12 +264,26 @@ def cause_by_site(stretch: Stretch) -> str:
     found = () if stretch.comparison is None else stretch.comparison.differences
     wanted = [d.wanted_node.op for d in found if d.wanted_node is not None and d.what is not What.WIRING]
     differing = [site for site in stretch.sites if any(likeness(site.op, op) > 0 for op in wanted)]
+    if _other_epsilon(stretch):
+        return "epsilon"
     for site in reversed(differing or stretch.sites):
-        cause = "rounding" if site.arguments.get("rounding_mode") else _of_site(base_name(site.op))
-        if cause is not None:
+        if (cause := cause_at(site)) is not None:
             return cause
     names = {base_name(site.op) for site in stretch.sites}
     return "constant" if {"mul", "div", "add", "sub", "rsub", "pow"} & names else "unknown"
+
+
+def cause_at(site: Site) -> str | None:
+    """What one reference operator suggests, where the file computes something else."""
+    return "rounding" if site.arguments.get("rounding_mode") else _of_site(base_name(site.op))
+
+
+def _other_epsilon(stretch: Stretch) -> bool:
+    """Whether a norm of the file keeps another epsilon than the norm it stands for."""
+    wanted = [site.arguments.get("eps", site.arguments.get("epsilon")) for site in stretch.sites if "norm" in site.op]
+    got = [node.attributes.get("epsilon") for node in stretch.nodes if node.op in NORMS]
+    pairs = [(w, g) for w, g in zip(wanted, got, strict=False) if w and g]
+    return any(abs(w - g) > 1e-3 * abs(w) for w, g in pairs)
 
 
 def _of_site(name: str) -> str | None:

@@ -18,6 +18,7 @@ from layerdiff.errors import BackendError, PatchError
 from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
 from layerdiff.lowering import Exporter, lowered
+from layerdiff.model import Kind
 from layerdiff.patch import (
     Splice,
     patched,
@@ -171,7 +172,8 @@ class Stretch:
             nodes=tuple(sorted(nodes)),
             inserted=False,
         )
-        return replace(self, origin=origin)
+        kind = Kind.COMPUTED if nodes else Kind.DROPPED
+        return replace(self, origin=origin, divergence=replace(self.divergence, kind=kind))
 
     def _compared(self, exporter: Exporter) -> Comparison | None:
         reference, graph = self.alignment.reference, self.alignment.candidate.graph
@@ -207,13 +209,25 @@ class Stretch:
                 model = with_turned_input(model, name, candidate.layout[tensor])
             inputs.append((name, tensor))
         slot = self.origin.slot
-        if self.actual is not None and self.actual.shape != values[self.value].shape and self.origin.provable:
+        wanted = values[self.value].shape
+        if slot.axes is not None:  # the file keeps the value in another layout there
+            model, wanted = with_turned_output(model, slot.axes), tuple(wanted[axis] for axis in slot.axes)
+        if self.actual is not None and self.actual.shape != wanted and self.actual.size == int(np.prod(wanted)):
             model = with_reshaped_output(model, self.actual.shape)
         if slot.tensor in candidate.layout:
             model = with_turned_output(model, inverse(candidate.layout[slot.tensor]))
         graph = candidate.graph
         edges = None if slot.edges is None else tuple((graph.nodes[n].outputs[0], s) for n, s in sorted(slot.edges))
         return Splice(slot.tensor, model, tuple(inputs), edges)
+
+    @property
+    def misread(self) -> bool:
+        """Whether another value heals on some edges only: then all between there and the wrong tensor counts.
+
+        Where nothing stands for an operator its absence is the cause, and the rest of the way is right.
+        """
+        kind, origin = self.divergence.kind, self.origin
+        return kind is Kind.COMPUTED and origin.slot.edges is not None and origin.wrong is not None
 
     @property
     def narrow(self) -> bool:

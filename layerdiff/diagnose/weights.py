@@ -9,12 +9,13 @@ import numpy as np
 from layerdiff.align.weights import Tie, relation
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import RECURRENT, changes_for, shown
+from layerdiff.diagnose.semantics import RECURRENT, changes_for, mask_values, shown
 from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from layerdiff.diagnose.difference import Difference
     from layerdiff.diagnose.stretch import Stretch
 
     Array = np.ndarray[Any, Any]
@@ -38,6 +39,9 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         else:
             text, evidence = in_what_way(stretch, name, difference.wanted, difference.got)
         cause = "recurrent" if difference.op in RECURRENT and evidence.get("permuted") else "weights"
+        if _other_rows(stretch, name, difference):
+            cause, text = "indexing", f"{name} is looked up at other positions."
+        cause = "masking" if mask_values(difference.wanted) else cause
         yield Hypothesis(
             cause, text, {"parameter": name, **evidence}, patch, "export again from the model that is meant to ship"
         )
@@ -60,6 +64,16 @@ def parameter_behind(stretch: Stretch, wanted: Array) -> str | None:
             if tie is not None and (best is None or rank < best[0]):
                 best = (rank, name)
     return None if best is None else best[1]
+
+
+def _other_rows(stretch: Stretch, name: str, difference: Difference) -> bool:
+    """Whether a folded look-up holds rows of the right table, only others than the model's."""
+    table, got = stretch.alignment.reference.parameters[name], difference.got
+    if not isinstance(got, np.ndarray) or table.ndim != 2 or got.size == table.size or got.size % table.shape[1]:
+        return False
+    rows = {row.tobytes() for row in np.ascontiguousarray(table)}
+    found = np.ascontiguousarray(got.reshape(-1, table.shape[1]).astype(table.dtype))
+    return all(row.tobytes() in rows for row in found)
 
 
 def _folded_table(stretch: Stretch, wanted: Array) -> str | None:
@@ -112,10 +126,11 @@ def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple
     rounded = _rounded_to(w, g)
     if rounded:
         return f"{name} was rounded to {rounded}.", {**evidence, "format": rounded}
-    channels = _channels(error)
-    if channels:
-        evidence["channels"] = channels
-        return f"{name} differs in channel {', '.join(map(str, channels[:8]))} of {w.shape[0]}.", evidence
+    for axis in range(min(error.ndim, 2)):  # a product's matrix keeps its output channels last
+        if channels := _channels(np.moveaxis(error, axis, 0)):
+            few = ", ".join(map(str, channels[:8]))
+            where = f" along axis {axis}" if axis else ""
+            return f"{name} differs in channel {few} of {w.shape[axis]}{where}.", {**evidence, "channels": channels}
     return f"{name} is not the model's: it differs everywhere, by {evidence['rel_l2']:.2g} of its size.", evidence
 
 

@@ -13,7 +13,7 @@ from layerdiff.report.archive import write_atomically
 from layerdiff.report.causes import diagnoses
 from layerdiff.report.plot import plot
 from layerdiff.report.samples import sample_rows
-from layerdiff.report.text import layer_name, verdict
+from layerdiff.report.text import layer_name, repair_lines, verdict
 from layerdiff.report.weights import headline, wrong_weights
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ _STYLE = """
 def fragment(report: Report) -> str:
     """The verdict, the plot and the layers, for a notebook cell."""
     kind = "verdict agrees" if report.agrees else "verdict"
-    warnings = "".join(f'<div class="warning">{escape(text)}</div>' for text in report.warnings)
+    told = (*report.warnings, *repair_lines(report))
+    warnings = "".join(f'<div class="warning">{escape(text)}</div>' for text in told)
     return (
         f'<style>{_STYLE}</style><div class="layerdiff"><div class="{kind}">{escape(verdict(report))}</div>{warnings}'
         f"{diagnoses(report)}{_weights(report)}{_samples(report)}"

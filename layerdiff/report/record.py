@@ -13,6 +13,7 @@ from layerdiff.model import (  # noqa: TC001  (archive)
     Divergence,
     LayerResult,
     OutputResult,
+    Repair,
     SampleResult,
 )
 from layerdiff.weights import WeightResult  # noqa: TC001  (archive)
@@ -54,6 +55,8 @@ class Report:
     sample
         Which of them the rest of the report is about (0-based): the first that disagrees, else the one with the largest
         error.
+    repaired
+        What was corrected, in the report that `repair` returns.
     weights
         What became of every parameter and buffer that the outputs depend on, also where the outputs agree.
 
@@ -71,6 +74,9 @@ class Report:
     sample: int = 0
     samples: tuple[SampleResult, ...] = ()
     weights: tuple[WeightResult, ...] = ()
+    repaired: Repair | None = None
+    # The model, the file and the sample. Not saved, not copied, not compared: see `live.py`.
+    live: Any = field(default=None, compare=False, repr=False, metadata={"saved": False})
 
     @property
     def agrees(self) -> bool:
@@ -133,6 +139,46 @@ class Report:
         from layerdiff.report.mapping import write_pairs
 
         return write_pairs(self, path)
+
+    def repair(self, path: str | Path) -> Report:
+        """Write a corrected copy of the file, trace it like the first one, and return the report on it.
+
+        Every change that was proven in the trace is run again on other numbers, and on other sizes where the file
+        leaves dimensions open; one that fits the traced input only is not used. What is left in the file is told in
+        ``.repaired.left`` of the report that comes back, with what to do instead. The traced file is not touched, and
+        a file that is already at `path` stays whole until the new one is finished. Weights outside the file stay
+        outside.
+
+        Raises
+        ------
+        RepairError
+            The file agrees already, nothing could be corrected, or the report was loaded from a file.
+
+        """
+        from layerdiff.repair import repair
+
+        found: Report = repair(self, path)
+        return found
+
+    def reproduce(self, folder: str | Path, which: int = 0) -> Path:
+        """Write the smallest runnable case of one divergence (the first, else number `which`) and return its folder.
+
+        Its ``reproduce.py`` needs torch, onnx, onnxruntime and numpy only; it exits 1 while both sides differ and 0
+        when they agree. Its ``README.md`` is written to be pasted into a bug report.
+
+        Raises
+        ------
+        ReproduceError
+            There is no such divergence, it cannot be cut out, or the report was loaded from a file.
+
+        """
+        from layerdiff.reproduce import reproduce
+
+        return reproduce(self, folder, which)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled and copied: the findings, without the model and the file."""
+        return {**self.__dict__, "live": None}
 
     def _repr_html_(self) -> str:
         from layerdiff.report.html import fragment

@@ -68,6 +68,17 @@ def verdict(report: Report) -> str:
     return " ".join([*sentences, *_remedy(report)])
 
 
+def repair_lines(report: Report) -> list[str]:
+    """What was corrected in the file that the report is about, what was not, and on what that was checked."""
+    done = report.repaired
+    if done is None:
+        return []
+    corrected = ", ".join(f"{layer_name(d.layer)} ({d.cause})" for d in done.corrected)
+    lines = [f"repaired: {corrected}; checked with {', '.join(done.checked)}"]
+    lines += [f"left as it was: {layer_name(u.layer)}: {u.reason}. Instead: {u.remedy}" for u in done.left]
+    return lines + [f"note: {note}" for note in done.notes]
+
+
 def _without_origin(report: Report, where: str) -> list[str]:
     """What is known of a difference that has no origin; of a sample that was refused, the runtime's own words."""
     if all(output.agrees for output in report.outputs):
@@ -246,6 +257,8 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
         console.print(line, markup=False, emoji=False, soft_wrap=True)
     for warning in report.warnings:
         console.print(f"warning: {warning}", style="yellow", markup=False, emoji=False, soft_wrap=True)
+    for line in repair_lines(report):
+        console.print(line, markup=False, emoji=False, soft_wrap=True)
     shown = _window(report, rows)
     if not shown:
         return

@@ -5,6 +5,7 @@ runtime that can run any part of it.
 """
 
 from layerdiff.sides.base import CandidateSide, ReferenceSide
+from layerdiff.sides.onnx_candidate import OnnxCandidate
 from layerdiff.sides.open import open_candidate, open_reference
 
-__all__ = ["CandidateSide", "ReferenceSide", "open_candidate", "open_reference"]
+__all__ = ["CandidateSide", "OnnxCandidate", "ReferenceSide", "open_candidate", "open_reference"]

@@ -43,6 +43,10 @@ class ReferenceSide(Protocol):
         """The dataflow graph of one run."""
         ...
 
+    def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
+        """The values that another run on the same sample gives otherwise, because an operator draws at random."""
+        ...
+
     def noise_floor(self, sample: Sample, reference: Reference) -> Mapping[int, Noise]:
         """The noise floor of every value of that graph, by value index."""
         ...

@@ -27,7 +27,7 @@ class OnnxCandidate:
     kind = "ONNX"
 
     def __init__(self, source: str | Path | onnx.ModelProto, backend: Backend) -> None:
-        self._source = source
+        self.source = source
         self._graph = Graph(load(source))
         self.backend = backend
         self.label = Path(source).name if isinstance(source, (str, Path)) else "ModelProto"
@@ -35,4 +35,4 @@ class OnnxCandidate:
     def fed(self, sample: Sample, feeds: Mapping[str, Array]) -> Candidate:
         """The candidate with one sample, its control flow laid flat."""
         del sample
-        return Candidate(self._source, self._graph, self.backend, feeds_for(self._graph.inputs, feeds)).flat()
+        return Candidate(self.source, self._graph, self.backend, feeds_for(self._graph.inputs, feeds)).flat()

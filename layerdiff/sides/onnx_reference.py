@@ -16,7 +16,7 @@ from onnx import defs, helper
 
 from layerdiff.backends import OnnxRuntime, Optimisation
 from layerdiff.candidate import Candidate
-from layerdiff.graph import Graph, load
+from layerdiff.graph import RANDOM, Graph, load
 from layerdiff.measure import limit_for
 from layerdiff.model import Operand, Reference, Replay, Site, Value
 from layerdiff.operators import ONNX
@@ -74,6 +74,14 @@ class OnnxReference:
     def capture(self, sample: Sample) -> Reference:
         """The dataflow graph of one run without optimisations."""
         return _Builder(self._with(sample)).reference()
+
+    def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
+        """The values that a second run gives otherwise."""
+        if not any(site.op.removeprefix(ONNX) in RANDOM for site in reference.sites):
+            return frozenset()
+        again = self.capture(sample)
+        arrays = ((a.index, a.array, b.array) for a, b in zip(reference.values, again.values, strict=True))
+        return frozenset(i for i, a, b in arrays if a is not None and b is not None and not np.array_equal(a, b))
 
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every tensor to a run in float64, node by node."""

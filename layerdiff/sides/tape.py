@@ -97,6 +97,12 @@ class _TapeRecorder(Recorder):
             if any(isinstance(leaf, torch.ScriptObject) for leaf in (*call[0], *call[1].values())):
                 self.packed[site.index] = _packed_weights(self.model, self.where())
 
+    def _alias(self, tensor: torch.Tensor, index: int) -> int:
+        site = len(self._sites)
+        alias = super()._alias(tensor, index)
+        self.steps[site] = steps.operator(torch.ops.aten.alias.default, (tensor,), {}, (index,), None)
+        return alias
+
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         super()._begin(module, args, kwargs)
         call = self._stack[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from layerdiff.capture import capture
@@ -13,7 +14,6 @@ from layerdiff.samples import named_arguments
 from layerdiff.tensors import to_array
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import nn
 
     from layerdiff.model import Noise, Reference
@@ -43,9 +43,26 @@ class TorchReference:
         """The dataflow graph of one forward pass."""
         return capture(self._model, sample.args, sample.kwargs)
 
+    def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
+        """The values that differ in a second run from another seed; none where no operator draws at random."""
+        drawing = (getattr(site.replay, "function", None) for site in reference.sites)
+        if not any(torch.Tag.nondeterministic_seeded in getattr(function, "tags", ()) for function in drawing):
+            return frozenset()
+        with torch.random.fork_rng():
+            torch.manual_seed(torch.initial_seed() + 1)
+            again = self.capture(sample)
+        if len(again.values) != len(reference.values):  # which way it went was drawn, too
+            return frozenset(value.index for value in reference.values if not value.constant)
+        pairs = zip(reference.values, again.values, strict=True)
+        return frozenset(a.index for a, b in pairs if a.array is not None and not _equal(a.array, b.array))
+
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every value to its float64 shadow."""
         return noise_floor(self._model, sample.args, sample.kwargs, reference)
+
+
+def _equal(array: Array, other: Array | None) -> bool:
+    return other is not None and np.array_equal(array, other, equal_nan=array.dtype.kind in "fc")
 
 
 def _training_warning(model: nn.Module) -> tuple[str, ...]:

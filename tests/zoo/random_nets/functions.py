@@ -91,6 +91,11 @@ def _overwrite(x: Tensor, number: float) -> Tensor:
     return y
 
 
+def _standardize(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return centred / (x.var(-1, correction=0, keepdim=True) + 1e-3).sqrt()
+
+
 def _rotate_half(x: Tensor) -> Tensor:
     left, right = x.chunk(2, dim=-1)
     return torch.cat((-right, left), dim=-1)
@@ -144,7 +149,7 @@ FUNCTIONS: dict[str, Function] = {
     "softmax": Function(torch.softmax, options=_axis, kin=("log_softmax",)),
     "log_softmax": Function(torch.log_softmax, options=_axis, kin=("softmax",)),
     "normalize": Function(F.normalize, options=_axis),
-    "standardize": Function(lambda x: (x - x.mean(-1, keepdim=True)) / (x.var(-1, keepdim=True) + 1e-3).sqrt()),
+    "standardize": Function(_standardize),
     "cumsum": Function(torch.cumsum, options=_axis),
     "flip": Function(lambda x, dim: x.flip(dim), options=_axis),
     "roll": Function(lambda x, dim: x.roll(1, dim), options=_axis, kin=("flip",)),

@@ -85,16 +85,22 @@ class _Grower:
         read = {number for step in self.program.steps for number in step.reads}
         unread = [number for number in range(first, last) if number not in read]
         more = [number for number in range(first, last) if rng.random() < (0.6 if number in unread else 0.1)]
-        for number in (last, *more[-3:]):
-            if all(not torch.equal(self.values[number], self.values[n]) for n in self.program.results):
-                self.program.results += (number,)
+        self.program.results = (last, *more[-3:])
         for number in sorted(set(range(first)) - self.program.used()):
             self._take(Step((number,), function="tanh"))
             self.program.results += (len(self.values) - 1,)
+        self._drop_results_that_leave_twice()
         several = [Form.TUPLE, Form.DICT, Form.LIST, Form.NESTED]
         alone = [Form.TENSOR, Form.TENSOR, *several[:2]]
         self.program.form = rng.choice(several if len(self.program.results) > 1 else alone)
         return self.program
+
+    def _drop_results_that_leave_twice(self) -> None:
+        """A Dropout gives what it got, and an in-place layer changes it."""
+        self.program.form = Form.TUPLE
+        leaving = tensors(self.program.eval()(*(x.clone() for x in self.inputs)))
+        again = [any(torch.equal(leaving[n], other) for other in leaving[:n]) for n in range(len(leaving))]
+        self.program.results = tuple(n for n, twice in zip(self.program.results, again, strict=True) if not twice)
 
     # Steps.
 

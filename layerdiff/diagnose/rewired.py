@@ -1,0 +1,26 @@
+"""The right operators wired wrongly: a node reads another tensor than the one that holds the model's value."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.patch import Rewire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from layerdiff.diagnose.stretch import Stretch
+
+
+def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
+    """One, where the edges that were healed should come from a tensor that the file has."""
+    slot, graph = stretch.origin.slot, stretch.alignment.candidate.graph
+    source = stretch.holder(stretch.value)
+    if slot.edges is None or stretch.origin.inserted or source is None or source == slot.tensor:
+        return
+    nodes = [graph.nodes[node] for node, _ in sorted(slot.edges)]
+    text = f"{nodes[0].op} reads {slot.tensor} where the model reads {source}."
+    patch = tuple(Rewire(graph.nodes[node].outputs[0], at, source) for node, at in sorted(slot.edges))
+    evidence = {"nodes": [node.name for node in nodes], "wanted": source, "got": slot.tensor}
+    yield Hypothesis("order", text, evidence, patch)
