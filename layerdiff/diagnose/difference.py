@@ -208,7 +208,7 @@ def _attributes(f: Node, g: Node, wanted: Graph, got: Graph) -> list[Difference]
     right = default_attributes(g.op, g.domain, got.opset(g.domain)) | dict(g.attributes)
     return [
         Difference(What.ATTRIBUTE, g, f, name, -1, left.get(name), right.get(name))
-        for name in sorted((set(left) | set(right)) - {"step"})  # how a recorded node runs is no part of what it is
+        for name in sorted((set(left) | set(right)) - {"recorded_step"})  # how it runs
         if not _same_attribute(_normal(name, left, f), _normal(name, right, g))
     ]
 

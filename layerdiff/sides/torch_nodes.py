@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from layerdiff.model import Site
 
-DOMAIN, STEP, OPERANDS = "layerdiff.torch", "step", "operands"
+DOMAIN, STEP, OPERANDS = "layerdiff.torch", "recorded_step", "operands"  # names that no argument has
 # Where a result is made and how it lies in memory changes no number.
 _PLACEMENT = frozenset({"device", "layout", "pin_memory", "memory_format", "generator", "non_blocking"})
 
