@@ -296,7 +296,7 @@ def _diagnoses(
     first = found[0] if found else None
     around = (
         fusion_diagnosis(observed, first.layer if first is not None else ""),
-        random_diagnosis(observed.candidate, first) if found else None,
+        random_diagnosis(observed.candidate, first) if found or observed.warnings else None,
         *(layout_diagnoses(alignment, first.layer) if first is not None else ()),
     )
     sizes = size_diagnosis(told, first, alignment)

@@ -249,13 +249,16 @@ def test_outputs_are_named_by_their_place_in_what_the_model_returns(
         assert reference.values[value].array is not None
 
 
-def test_a_tensor_that_leaves_twice_is_one_value_under_two_names() -> None:
+def test_a_tensor_that_leaves_twice_is_a_value_for_each_output() -> None:
     def body(_: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         y = x + 1
         return y, y
 
     reference = capture(Function(body), (noise("capture.twice", 2, 3),), {})
-    assert reference.outputs["0"] == reference.outputs["1"]
+    first, second = (reference.values[reference.outputs[name]] for name in ("0", "1"))
+    assert first.index != second.index
+    assert np.array_equal(first.array, second.array)
+    assert reference.sites[second.site].inputs == (first.index,)
 
 
 def test_inputs_are_recorded_under_the_names_of_the_arguments() -> None:

@@ -100,7 +100,7 @@ class _TapeRecorder(Recorder):
     def _alias(self, tensor: torch.Tensor, index: int) -> int:
         site = len(self._sites)
         alias = super()._alias(tensor, index)
-        self.steps[site] = steps.operator(torch.ops.aten.alias.default, (tensor,), {}, (index,), None)
+        self.steps[site] = steps.operator(torch.ops.aten.clone.default, (tensor,), {}, (index,), None)
         return alias
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
