@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from layerdiff.calls import arguments_of, is_composite, mutated_operands, template_of
 from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.model import CONTAINER, Call, Operand, Reference, Replay, Site, Value
@@ -136,7 +137,7 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if isinstance(func, HigherOrderOperator):
             return self._control_flow(func, args, kwargs)
-        if _is_composite(func):  # where autograd is off altogether, as in a branch, torch leaves this to us
+        if is_composite(func):  # where autograd is off altogether, as in a branch, torch leaves this to us
             with self:
                 return func.decompose(*args, **kwargs)
         atomic = next((call for call in self._stack if call.atomic), None)
@@ -175,8 +176,8 @@ class Recorder(TorchDispatchMode):
             if storage_of(tensor) not in storages:
                 self._memory.made(op, tensor)
         indices = tuple(self._new_value(tensor, site, constant=constant) for tensor in outputs)
-        replay = Replay(func, *_template(call, reads))
-        self._sites.append(Site(site, op, self._owner(), reads, indices, _arguments(func, *call), replay))
+        replay = Replay(func, *template_of(call, reads))
+        self._sites.append(Site(site, op, self._owner(), reads, indices, arguments_of(func, *call), replay))
         for tensor, index in zip(outputs, indices, strict=True):
             storage = storage_of(tensor)
             if any(tensor is other for other in mutated):
@@ -277,7 +278,7 @@ class Recorder(TorchDispatchMode):
         inputs = () if inside_atomic else tuple(self._read(t) for t in tensors_in((args, kwargs)))
         kind = type_of(module)
         known = isinstance(module, (nn.RNNBase, nn.RNNCellBase)) or (is_rebuilt(module) and kind in ATOMIC)
-        replay = Replay(module, *_template((args, kwargs), inputs)) if known and not inside_atomic else None
+        replay = Replay(module, *template_of((args, kwargs), inputs)) if known and not inside_atomic else None
         # Calls are numbered as they begin, so that parents come before their children.
         index = self._counts.total()
         self._stack.append(_OpenCall(index, layer, self._counts[layer], kind, inputs, replay))
@@ -372,34 +373,3 @@ def _why_uncalled(module: nn.Module, user: str | None) -> str:
     if user is not None:
         return f"its forward was not called; its parameters are used by {user or 'the root module'}"
     return "its forward was not called with these inputs"
-
-
-def _is_composite(func: Any) -> bool:
-    """Whether an operator is only a name for others; torch takes it apart before a dispatch mode sees it, as a rule."""
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))  # noqa: SLF001
-
-
-def _arguments(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What an operator was called with besides tensors, by the argument names of its schema."""
-    names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return {name: value for name, value in given.items() if not tensors_in(value) and value is not None}
-
-
-def leaves_memory_unset(func: Any) -> bool:
-    """Whether an operator gives memory that nobody has written to, which is no value."""
-    return str(func).removeprefix("aten.").startswith(("empty", "new_empty"))
-
-
-def _template(call: tuple[Any, Any], reads: Sequence[int]) -> tuple[Any, Any]:
-    """The arguments of a call with every tensor replaced by the value that it held."""
-    values = iter(reads)
-    args, kwargs = tree_map_only(torch.Tensor, lambda _: Operand(next(values)), call)
-    return args, kwargs
-
-
-def mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:
-    """The operands that an operator writes to, by its schema (``self`` comes first in every in-place operator)."""
-    written = sum(1 for argument in func._schema.arguments if argument.alias_info and argument.alias_info.is_write)  # noqa: SLF001
-    first_is_self = bool(func._schema.arguments) and func._schema.arguments[0].alias_info is not None  # noqa: SLF001
-    return operands[:1] if first_is_self else operands[-written:]

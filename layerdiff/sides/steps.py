@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
-from layerdiff.capture import leaves_memory_unset, mutated_operands
+from layerdiff.calls import leaves_memory_unset, mutated_operands
 from layerdiff.tensors import named_tensors, tensors_in
 
 if TYPE_CHECKING:
