@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from layerdiff.align import align
 from layerdiff.audit import audit
 from layerdiff.cases import case_of
-from layerdiff.confined import confined_origins
 from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, ranked
 from layerdiff.environment import environment
 from layerdiff.errors import (
@@ -21,7 +20,6 @@ from layerdiff.errors import (
     ReferenceFailedError,
 )
 from layerdiff.findings import diffuse, finding, layout_diagnoses
-from layerdiff.heal import heal
 from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.live import Live
 from layerdiff.localise import find_origins
@@ -30,6 +28,7 @@ from layerdiff.model import SampleResult, Tolerance
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.pairs import doubts, read_pairs, resolved, still_there
 from layerdiff.progress import Progress
+from layerdiff.proof import prove, sites_of
 from layerdiff.report import Report
 from layerdiff.runner import Runner
 from layerdiff.samples import samples
@@ -50,8 +49,7 @@ if TYPE_CHECKING:
     from layerdiff.backends import Backend
     from layerdiff.candidate import Candidate
     from layerdiff.diagnose import Explained
-    from layerdiff.localise import Origin
-    from layerdiff.model import Diagnosis, Divergence, Healed, Noise, OutputResult, Reference
+    from layerdiff.model import Diagnosis, Divergence, Noise, OutputResult, Reference
     from layerdiff.outputs import OutputPairs
     from layerdiff.samples import Sample
 
@@ -214,7 +212,7 @@ class _Job:
         alignment = align(reference, observed.candidate, outputs.everywhere(), limits, given)
         bar.stage("proving the accusation")
         origins, rounded = find_origins(alignment)
-        proven = _prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
+        proven = prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
         found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
         confined = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.confined]
         bar.stage("naming the cause")
@@ -224,18 +222,19 @@ class _Job:
         crossed = inputs_exchanged(observed.candidate, outputs, explained, reference.calls[0].type)
         if crossed is not None:
             found, explained, cases = [(0, crossed[0])], [crossed[1]], ()
+        divergences = tuple(divergence for _, divergence in found)
         bar.stage("writing the report")
-        accused = Accused(_sites(found, proven.diverging), _sites(confined, proven.confined), harmless=proven.harmless)
+        accused = Accused(
+            sites_of(found, proven.diverging), sites_of(confined, proven.confined), harmless=proven.harmless
+        )
         book = LayerBook(alignment, floor, run.tolerance, accused, rounded)
         calls = book.calls()
-        divergences = tuple(divergence for _, divergence in found)
-        unstable = run.reference.unstable(shown.sample, reference) if found else frozenset()
-        drawn = reference_random(reference, unstable, next(iter(divergences), None))
-        source = run.source
         return Report(
             divergences=divergences,
-            diagnoses=(() if drawn is None else (drawn,))
-            + _diagnoses(observed, divergences, alignment, told, explained),
+            diagnoses=(
+                *_drawn(run, shown, divergences),
+                *_diagnoses(observed, divergences, alignment, told, explained),
+            ),
             diffuse=None if proven.harmless else diffuse(alignment, rounded, outputs),
             outputs=shown.results,
             layers=calls if self.granularity == "module" else book.operators(),
@@ -250,40 +249,17 @@ class _Job:
             confined=tuple(divergence for _, divergence in confined),
             sample=shown.index,
             samples=tuple(told),
-            live=None if source is None else Live(source, shown.sample, cases, observed.level, run),
+            live=None if run.source is None else Live(run.source, shown.sample, cases, observed.level, run),
             weights=audit(alignment),
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Proven:
-    """The origins, each with its proof: those that diverge, and those that no output that counts depends on."""
-
-    diverging: list[tuple[Origin, Healed | None]]
-    confined: list[tuple[Origin, Healed | None]]
-    harmless: bool
-
-
-def _prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, shipped_agrees: bool) -> _Proven:
-    harmless = outputs.all_agree(alignment.candidate.tapped)
-    if shipped_agrees and not harmless:  # only the run that was looked into is wrong; a warning says so
-        return _Proven([], [], harmless)
-    if harmless:  # what differs shows at excluded positions at most
-        proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
-        return _Proven([], list(zip(origins, proofs, strict=True)), harmless)
-    proofs = heal(alignment, origins, outputs)
-    aside = confined_origins(alignment, origins, proofs, outputs)
-    if aside:
-        origins = [origin for origin in origins if origin not in aside]
-        proofs = heal(alignment, origins, outputs)
-    return _Proven(list(zip(origins, proofs, strict=True)), [(origin, None) for origin in aside], harmless)
-
-
-def _sites(
-    found: Sequence[tuple[int, Divergence]], origins: Sequence[tuple[Origin, object]]
-) -> dict[int, tuple[int, ...]]:
-    """The sites of each accused call."""
-    return {call: origin.sites for (call, _), (origin, _) in zip(found, origins, strict=False)}
+def _drawn(run: Runner, shown: _Judged, found: Sequence[Divergence]) -> tuple[Diagnosis, ...]:
+    """That the reference draws at random, where it does and something diverges."""
+    if not found:
+        return ()
+    cause = reference_random(shown.reference, run.reference.unstable(shown.sample, shown.reference), found[0])
+    return () if cause is None else (cause,)
 
 
 def _diagnoses(

@@ -1,0 +1,49 @@
+"""Every origin with its proof: those that make an output diverge, and those that no output that counts depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from layerdiff.confined import confined_origins
+from layerdiff.heal import heal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layerdiff.align import Alignment
+    from layerdiff.localise import Origin
+    from layerdiff.model import Divergence, Healed
+    from layerdiff.outputs import OutputPairs
+
+
+@dataclass(frozen=True, slots=True)
+class Proven:
+    """The origins, each with its proof: those that diverge, and those that no output that counts depends on."""
+
+    diverging: list[tuple[Origin, Healed | None]]
+    confined: list[tuple[Origin, Healed | None]]
+    harmless: bool
+
+
+def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, shipped_agrees: bool) -> Proven:
+    """Heal the origins one after the other, and set aside those without consequence."""
+    harmless = outputs.all_agree(alignment.candidate.tapped)
+    if shipped_agrees and not harmless:  # only the run that was looked into is wrong; a warning says so
+        return Proven([], [], harmless)
+    if harmless:  # what differs shows at excluded positions at most
+        proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
+        return Proven([], list(zip(origins, proofs, strict=True)), harmless)
+    proofs = heal(alignment, origins, outputs)
+    aside = confined_origins(alignment, origins, proofs, outputs)
+    if aside:
+        origins = [origin for origin in origins if origin not in aside]
+        proofs = heal(alignment, origins, outputs)
+    return Proven(list(zip(origins, proofs, strict=True)), [(origin, None) for origin in aside], harmless)
+
+
+def sites_of(
+    found: Sequence[tuple[int, Divergence]], origins: Sequence[tuple[Origin, object]]
+) -> dict[int, tuple[int, ...]]:
+    """The sites of each accused call."""
+    return {call: origin.sites for (call, _), (origin, _) in zip(found, origins, strict=False)}
