@@ -21,6 +21,7 @@ from rich.progress import track
 
 import layerdiff
 from benchmarks.faults import FaultyCase, Foundry
+from benchmarks.healthy import HealthyCase, Variant
 from benchmarks.rivals import RIVALS, NotApplicable, Rival, Verdict, fresh_export
 from tests.zoo import MODELS
 from tests.zoo.exports import UNSUPPORTED, Exporter, Treatment, export, quiet, treat
@@ -38,18 +39,6 @@ OUT = Path(__file__).parent / "out"
 LIMIT_SECONDS = 60
 FOUND = ("exact", "neighbour", "wrong", "unnamed", "silent")
 REFUSED = ("not applicable", "crashed", "timed out")
-
-
-@dataclass(frozen=True)
-class HealthyCase:
-    """A model and a good export of it."""
-
-    name: str
-    model: nn.Module
-    inputs: tuple[Tensor, ...]
-    proto: onnx.ModelProto
-    exporter: Exporter
-    treatment: Treatment
 
 
 @dataclass(frozen=True)
@@ -99,7 +88,7 @@ def healthy_cases(models: list[str] | None, seed: int, every: int) -> Iterator[H
         sample = MODELS[name]()
         proto = treat(export(sample.model, sample.inputs, exporter), treatment)
         title = f"{name}-{exporter.value}-{treatment.value}"
-        yield HealthyCase(title, sample.model, sample.inputs, proto, exporter, treatment)
+        yield HealthyCase(title, sample.model, sample.inputs, proto, exporter, treatment, Variant.PLAIN, name)
 
 
 def compare(

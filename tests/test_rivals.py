@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.comparison import HealthyCase, answer, compare, score, summary
+from benchmarks.comparison import answer, compare, score, summary
 from benchmarks.faults import Fault, FaultyCase
 from benchmarks.faults.category import Category
+from benchmarks.healthy import HealthyCase, Variant
 from benchmarks.rivals import RIVALS, Fresh, NotApplicable, Verdict, fresh_export
 from tests.zoo.exports import Exporter, Treatment, export, quiet, treat
 
@@ -132,7 +133,7 @@ def test_one_rule_scores_everybody() -> None:
 
 def test_a_crash_and_a_file_that_is_not_taken_are_outcomes() -> None:
     proto = fresh(Exporter.DYNAMO).proto
-    good = HealthyCase("tiny-dynamo-raw", tiny(), INPUTS, proto, Exporter.DYNAMO, Treatment.RAW)
+    good = HealthyCase("tiny-dynamo-raw", tiny(), INPUTS, proto, Exporter.DYNAMO, Treatment.RAW, Variant.PLAIN, "tiny")
 
     def crashing(*_: object) -> Verdict:
         raise ValueError("no such shape")
@@ -149,7 +150,7 @@ def test_a_crash_and_a_file_that_is_not_taken_are_outcomes() -> None:
 
 def test_layerdiff_and_the_rivals_answer_the_same_cases() -> None:
     way = (Exporter.DYNAMO, Treatment.RAW)
-    healthy = HealthyCase("tiny-dynamo-raw", tiny(), INPUTS, fresh(way[0]).proto, *way)
+    healthy = HealthyCase("tiny-dynamo-raw", tiny(), INPUTS, fresh(way[0]).proto, *way, Variant.PLAIN, "tiny")
     fault = Fault("bias-wrong", "head.1", (), "one element is 0.5 too large")
     faulty = FaultyCase("0-tiny", tiny(), INPUTS, with_wrong_bias(way[0]), fault, *way, Category.SINGLE, "tiny")
     table = summary(compare([faulty], [healthy], {HOOKS: RIVALS[HOOKS], FOLDING: RIVALS[FOLDING]}))
