@@ -333,8 +333,3 @@ def _reshape(graph: onnx.GraphProto, source: str, target: str, shape: Sequence[i
     size = numpy_helper.from_array(np.asarray(shape, np.int64), _fresh(graph, f"{target}__size"))
     graph.initializer.append(size)
     return helper.make_node("Reshape", [source, size.name], [target])
-
-
-def nodes_of(patch: Sequence[Change]) -> tuple[str, ...]:
-    """The tensors whose nodes a patch touches."""
-    return tuple(change.tensor if isinstance(change, Splice) else change.node for change in patch)
