@@ -1,5 +1,10 @@
 """layerdiff: which layer of an ONNX export diverges first from its PyTorch model."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from layerdiff.errors import (
     AlignmentError,
     BackendError,
@@ -28,11 +33,16 @@ from layerdiff.model import (
     Unrepaired,
 )
 from layerdiff.report import Report, load
-from layerdiff.simplifiers import guilty_passes
-from layerdiff.trace import trace
 from layerdiff.weights import WeightResult
 
+if TYPE_CHECKING:
+    from layerdiff.simplifiers import guilty_passes
+    from layerdiff.tracing import trace
+
 __version__ = "0.1.0"
+
+# What needs torch, onnx or a runtime is loaded when it is first used: a saved report opens without them.
+_LATER = {"guilty_passes": "layerdiff.simplifiers", "trace": "layerdiff.tracing"}
 
 __all__ = [
     "AlignmentError",
@@ -64,3 +74,17 @@ __all__ = [
     "load",
     "trace",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """A public name whose module was not loaded yet."""
+    if name == "backends":
+        return import_module("layerdiff.backends")
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,7 +19,7 @@ from layerdiff.errors import InputError, LayerdiffError
 from layerdiff.graph import load
 from layerdiff.halving import smallest
 from layerdiff.model import Diagnosis, Tolerance
-from layerdiff.trace import outputs_agree
+from layerdiff.tracing import outputs_agree
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -102,3 +102,21 @@ def test_importing_prints_nothing_and_warns_of_nothing() -> None:
     command = [sys.executable, "-W", "error::DeprecationWarning:layerdiff", "-c", "import layerdiff"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_importing_loads_neither_torch_nor_a_runtime() -> None:
+    """They are loaded by what needs them: `import layerdiff` stays under 0.3 seconds."""
+    heavy = ("torch", "onnx", "onnxruntime", "onnx_graphsurgeon", "numpy", "pandas", "matplotlib", "rich")
+    code = f"import sys, layerdiff; sys.exit(', '.join(n for n in {heavy!r} if n in sys.modules) or None)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr.strip()) == (0, "")
+
+
+def test_a_public_name_is_the_same_whichever_module_was_loaded_first() -> None:
+    code = "import layerdiff.simplifiers, layerdiff.tracing as t, layerdiff as d; assert d.trace is t.trace, d.trace"
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'tracee'"):
+        layerdiff.tracee  # noqa: B018  the access itself is the test
