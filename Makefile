@@ -38,11 +38,12 @@ $(VENV)/.bench: $(VENV)/.test
 demo: $(VENV)/.demo
 	$(RUN) -m demo
 
+# A process for each of JOBS cores, each with one thread: the networks of the tests are too small to share.
 test: $(VENV)/.test $(VENV)/.browser
-	$(RUN) -m pytest -m "not slow" --cov --cov-report=term:skip-covered
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadscope -m "not slow" --cov --cov-report=term:skip-covered
 
 test-slow: $(VENV)/.test $(VENV)/.browser
-	$(RUN) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist loadscope -m slow
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
