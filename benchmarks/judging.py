@@ -24,13 +24,16 @@ if TYPE_CHECKING:
 HEALTHY = "healthy"
 RIGHT = ("exact", "neighbour", "quiet")
 """The outcomes that are no miss."""
+MOST_TOLD = 4
+"""Among how many layers, named as equally possible in one report, the planted one still counts as told."""
 
 
 @dataclass(frozen=True)
 class Row:
     """What became of one case.
 
-    `outcome`: exact, neighbour, wrong, silent or crashed; quiet or alarm for a healthy export. `both` is about pairs.
+    `outcome`: exact, neighbour, wrong, silent or crashed; quiet or alarm for a healthy export. `told`: the planted
+    layer is the accused one, or one of the few that the report says could be meant as well. `both` is about pairs.
     `cause` is the first diagnosis; it is right when it is one that the planted kind may be called. `repaired` tells
     whether the corrected file agrees, of the cases for which one was asked for.
     """
@@ -53,6 +56,7 @@ class Row:
     cause_right: bool | None = None
     verified: bool | None = None
     repaired: bool | None = None
+    told: bool | None = None
 
 
 def judged(case: FaultyCase | FaultyPair | HealthyCase, *, repair: bool = False) -> Row:
@@ -89,6 +93,7 @@ def judged(case: FaultyCase | FaultyPair | HealthyCase, *, repair: bool = False)
         cause_right=None if not faults else cause is not None and cause.cause in causes_of(faults[0]),
         verified=None if not faults else cause is not None and cause.verified,
         repaired=repaired(report) if repair and faults else None,
+        told=told(report, faults[0]) if faults else None,
     )
 
 
@@ -117,6 +122,15 @@ def outcome(report: Report, faults: tuple[Fault, ...]) -> str:
     if not _accepts(faults[0], first):
         return "wrong"
     return "exact" if first.layer == faults[0].layer else "neighbour"
+
+
+def told(report: Report, fault: Fault) -> bool:
+    """Whether the layer of the first fault is named: as the accused one, or among the few that could be meant."""
+    first = report.first_divergence
+    if first is None or report.agrees:
+        return False
+    exact = first.layer == fault.layer and fault.accepts(first.layer, first.call)
+    return exact or (fault.layer in first.also_possible and len(first.also_possible) < MOST_TOLD)
 
 
 def uncovered(report: Report, model: torch.nn.Module) -> int:

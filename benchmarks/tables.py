@@ -65,7 +65,7 @@ def _quiet(healthy: pd.DataFrame) -> str:
 def _counts(rows: pd.DataFrame, by: str) -> pd.DataFrame:
     counts = pd.crosstab(rows[by], rows.outcome).reindex(columns=OUTCOMES, fill_value=0)
     counts.insert(0, "cases", counts.sum(axis=1))
-    for column in ("healed", "cause_right", "verified"):
+    for column in ("told", "healed", "cause_right", "verified"):
         counts[column] = rows.groupby(by)[column].apply(lambda values: int((values == True).sum()))  # noqa: E712
     counts.columns.name = None
     return counts

@@ -1,69 +1,134 @@
-"""Which module is to blame for an origin whose reference side spans several.
+"""Which module is to blame for an origin, and which others nothing in the file tells apart from it.
 
-One module: that one. A convolution with the BatchNorm that was folded into it: the weights tell. Anything else: the
-smallest module that holds all of it.
+Several operators may lie in an origin. Those that evidence acquits are struck out: the right one of a fold (by its
+weights), and those whose own node is there while another's is not. What is left is blamed on the smallest module that
+holds all of it.
+Nodes that the model does not have stand on an edge: they belong to any module that gives that value out, takes it in or
+passes it on. The name that an exporter left on them picks one of these; without it the one that made the value is
+accused, and the others are told.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.weights import by_output_channel, carried_as, channel_factors, parameters_of_sites, parameters_read
+from layerdiff.align.weights import parameters_read
 from layerdiff.localise import meaningful
-from layerdiff.operators import base_name, likeness, only_moves
+from layerdiff.operators import base_name, is_reshaping, likeness, only_moves
+from layerdiff.unfold import constants_of, unfolded
 
 if TYPE_CHECKING:
     from layerdiff.align import Alignment
     from layerdiff.localise import Origin
-    from layerdiff.model import Reference, Site, Value
+    from layerdiff.model import Call, Reference, Site, Value
 
     Array = np.ndarray[Any, Any]
 
-# Folding multiplies in float32 and stores the product: a few units in the last place of the weight.
-_FOLD_TOLERANCE = 1e-5
+# Modules whose own forward does nothing but call their members.
+_CHAINS = frozenset({"Sequential", "ModuleList", "ModuleDict"})
 
 
-def blame(alignment: Alignment, origin: Origin) -> tuple[int, str | None]:
-    """The call that holds the fault, and the operator inside it when there is one only."""
+@dataclass(frozen=True, slots=True)
+class Blame:
+    """The call that holds the fault, its operator when there is one only, and the calls that it may be in as well."""
+
+    call: int
+    op: str | None
+    also: tuple[int, ...] = ()
+
+
+def blame(alignment: Alignment, origin: Origin) -> Blame:
+    """Who is to blame for an origin."""
     reference = alignment.reference
     if origin.inserted:
         site = reference.producer(alignment.root(origin.value))
-        return _call_of_value(alignment, origin), None if site is None else site.op
+        first, *others = _beside_edge(alignment, origin) or [0]
+        return Blame(first, None if site is None else site.op, tuple(others))
     sites = [reference.sites[index] for index in meaningful(alignment, origin.sites)]
     if not sites:
-        return 0, None
+        return Blame(0, None)
     maker = _wrong_constant(alignment, origin, sites)
     if maker is not None:
-        return maker.owner, maker.op
-    sites = _standing_alone(alignment, origin, _unfolded(alignment, origin, sites))
-    owners = {site.owner for site in sites}
-    op = sites[0].op if len(sites) == 1 else None
-    return _common_call(reference, owners), op
+        return Blame(maker.owner, maker.op)
+    left, equal = unfolded(alignment, origin, sites)
+    left = _standing_alone(alignment, origin, left)
+    call = _common_call(reference, {site.owner for site in left})
+    also = dict.fromkeys(site.owner for site in equal if site.owner != call)
+    return Blame(call, left[0].op if len(left) == 1 else None, tuple(also))
 
 
-def _call_of_value(alignment: Alignment, origin: Origin) -> int:
-    """The layer that inserted nodes belong to: the maker of the value if all its readers see the change."""
+def edges_of(alignment: Alignment, call: int) -> tuple[int, ...]:
+    """The calls that a change of what a call gives out may as well be in: they pass it on, or are given it."""
+    reference = alignment.reference
+    family = {member for value in reference.calls[call].outputs for member in _family(alignment, value)}
+    readers = [s for s in reference.sites if family.intersection(s.inputs) and not only_moves(s.op)]
+    found = [c.index for c in reference.calls if _passes_on(c, family)]
+    return tuple(c for c in dict.fromkeys([*found, *_takers(reference, call, readers)]) if c != call)
+
+
+def _beside_edge(alignment: Alignment, origin: Origin) -> list[int]:
+    """The calls that inserted nodes may belong to, the likeliest first; one if their names tell."""
     reference, graph = alignment.reference, alignment.candidate.graph
-    scopes = {graph.nodes[index].scope for index in origin.nodes} - {""}
-    named = [call.index for call in reference.calls if call.layer in scopes]
-    if len(scopes) == 1 and len(named) == 1:  # nothing but a name can tell; a tool that inserts nodes leaves none
-        return named[0]
     root = alignment.root(origin.value)
-    family = set(alignment.families[root].members) if root in alignment.families else {root}
-    passing = [call.index for call in reference.calls if call.outputs and family.issuperset(call.inputs + call.outputs)]
+    family = _family(alignment, root)
     site = reference.producer(root)
-    sources = alignment.tensors_of(root) | alignment.tensors_of(origin.value)
+    computing = [reference.sites[index] for index in origin.readers if not only_moves(reference.sites[index].op)]
+    using = [s for s in computing if _reads(reference, s, family)] or computing
+    found: list[int] = []
+    if _all_read_the_change(alignment, origin):
+        # A Dropout or Identity that stands there comes first: it should change nothing.
+        idle = [
+            call.index for call in reference.calls if call.outputs and family.issuperset(call.inputs + call.outputs)
+        ]
+        found += [*idle[-1:], *([] if site is None else [site.owner])]
+        found += [call.index for call in reference.calls if _passes_on(call, family)]
+    if using:
+        start = using[0].owner if site is None else site.owner
+        found += _takers(reference, start, using)
+    found = list(dict.fromkeys(found))
+    scopes = {graph.nodes[index].scope for index in origin.nodes} - {""}
+    named = [call for call in found if scopes & _names(reference.calls[call])]
+    return named[:1] if len(scopes) == 1 and named else found
+
+
+def _names(call: Call) -> set[str]:
+    """What exporters call a call: TorchScript numbers those behind the first."""
+    return {f"{call.layer}_{call.call}" if call.call else call.layer, call.layer}
+
+
+def _all_read_the_change(alignment: Alignment, origin: Origin) -> bool:
+    """Whether nobody reads the value as it was before the inserted nodes."""
+    graph = alignment.candidate.graph
+    sources = alignment.tensors_of(alignment.root(origin.value)) | alignment.tensors_of(origin.value)
     readers = {n for t in sources for n, _ in graph.consumers.get(t, ()) if n in graph.live_nodes}
-    if readers <= set(origin.nodes):
-        if passing:  # a Dropout or Identity stands there, and should change nothing
-            return passing[-1]
-        if site is not None:
-            return site.owner
-    computing = [index for index in origin.readers if not only_moves(reference.sites[index].op)]
-    using = [index for index in computing if _reads(reference, reference.sites[index], family)] or computing
-    return reference.sites[using[0]].owner if using else 0
+    copies = {n for n in readers if is_reshaping(graph.nodes[n].op) and sources.issuperset(graph.nodes[n].outputs)}
+    return readers - copies <= set(origin.nodes)
+
+
+def _passes_on(call: Call, family: set[int]) -> bool:
+    return bool(family.intersection(call.outputs)) and call.type not in _CHAINS
+
+
+def _takers(reference: Reference, maker: int, readers: list[Site]) -> list[int]:
+    """From the first reader outwards: the calls that are given the value, and the one that passes it from its maker."""
+    if not readers:
+        return []
+    inside = set(_enclosing(reference, maker))
+    found: list[int] = []
+    for call in _enclosing(reference, readers[0].owner):
+        if call in inside:  # the innermost that holds both: its own forward passes the value on
+            return found if reference.calls[call].type in _CHAINS else [*found, call]
+        holds_all = all(call in _enclosing(reference, reader.owner) for reader in readers)
+        if holds_all and reference.calls[call].type not in _CHAINS:
+            found.append(call)
+    return found
+
+
+def _family(alignment: Alignment, value: int) -> set[int]:
+    return set(alignment.families[value].members) if value in alignment.families else {value}
 
 
 def _reads(reference: Reference, site: Site, family: set[int]) -> bool:
@@ -82,7 +147,7 @@ def _reads(reference: Reference, site: Site, family: set[int]) -> bool:
 def _wrong_constant(alignment: Alignment, origin: Origin, sites: list[Site]) -> Site | None:
     """Where the fault is in a value that does not depend on the inputs (a position table), the site that made it."""
     reference = alignment.reference
-    sizes = {array.size for array in _constants(alignment, origin)}
+    sizes = {array.size for array in constants_of(alignment, origin)}
     for site in sites:
         for value in site.inputs:
             known, maker = reference.values[value], _maker(reference, value)
@@ -101,7 +166,7 @@ def _table_or_positions(alignment: Alignment, origin: Origin, maker: Site, known
         return maker
     width = known.array.shape[-1]
     tables = [a for name in parameters_read(reference, maker) if (a := reference.parameters[name]).shape[-1] == width]
-    rows = [a.reshape(-1, width) for a in _constants(alignment, origin) if a.size == known.array.size]
+    rows = [a.reshape(-1, width) for a in constants_of(alignment, origin) if a.size == known.array.size]
     positions = _maker(reference, maker.inputs[1]) if len(maker.inputs) > 1 else None
     for table in tables:
         entries = {row.tobytes() for row in np.ascontiguousarray(table.reshape(-1, width))}
@@ -130,27 +195,11 @@ def _common_call(reference: Reference, owners: set[int]) -> int:
 
 
 def _enclosing(reference: Reference, call: int) -> list[int]:
+    """A call and all around it, from the inside out."""
     chain = [call]
     while (parent := reference.calls[chain[-1]].parent) is not None:
         chain.append(parent)
     return chain
-
-
-def _unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
-    """Of a convolution and the BatchNorm folded into it, the guilty one: by the node's weights, else by values."""
-    names = parameters_of_sites(alignment.reference)
-    norms = [s for s in sites if "batch_norm" in base_name(s.op)]
-    heavy = [s for s in sites if base_name(s.op) in ("convolution", "addmm", "mm")]
-    if len(norms) != 1 or len(heavy) != 1 or heavy[0].outputs[0] not in norms[0].inputs:
-        return sites
-    rest = [s for s in sites if s not in (norms[0], heavy[0])]
-    shapes = {alignment.reference.parameters[n].shape for n in names.get(heavy[0].index, ())}
-    if rest and not any(array.shape in shapes for array in _constants(alignment, origin)):
-        return sites  # the whole branch is absent: no weight of it is in the region
-    verdict = _fold_verdict(alignment, origin, heavy[0], norms[0], shared=bool(rest))
-    if verdict == "right" and rest:
-        return rest
-    return [norms[0] if verdict == "norm" else heavy[0]]
 
 
 def _standing_alone(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Site]:
@@ -175,68 +224,3 @@ def _absent(alignment: Alignment, origin: Origin, sites: list[Site]) -> list[Sit
     if not ops or any(all(op not in found for found in kin.values()) for op in ops):
         return []
     return [site for site in sites if not kin[site.index]]
-
-
-def _fold_verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site, *, shared: bool) -> str:
-    """What the folded weights say: "right", or which of the two they accuse, "heavy" or "norm".
-
-    Where the region is shared with other operators, one factor for all channels is not held against the weights: a
-    simplifier may have moved it there from a neighbour.
-    """
-    reference = alignment.reference
-    names = parameters_of_sites(reference)
-    own = [reference.parameters[name] for name in names.get(heavy.index, ())]
-    weight = next((by_output_channel(reference, heavy, array) for array in own if array.ndim >= 2), None)
-    carried = [] if weight is None else carried_as(weight, _constants(alignment, origin))
-    if weight is None or not carried:
-        return _affine_verdict(alignment, origin, heavy)
-    factors, residual = min((channel_factors(weight, array) for array in carried), key=lambda found: found[1])
-    if residual > 3 * _FOLD_TOLERANCE:
-        return "heavy"
-    statistics = {n.rpartition(".")[2]: reference.parameters[n] for n in names.get(norm.index, ())}
-    if "running_var" not in statistics:
-        return "norm"
-    gamma = statistics.get("weight", np.ones_like(statistics["running_var"]))
-    epsilon = float(norm.arguments.get("eps", norm.arguments.get("epsilon", 1e-5)))
-    wanted_factors = gamma / np.sqrt(statistics["running_var"].astype(np.float64) + epsilon)
-    moved = float(np.median(factors / wanted_factors)) if shared else 1.0
-    right_factors = np.abs(factors - moved * wanted_factors).max() <= _FOLD_TOLERANCE * float(np.abs(factors).max())
-    bias = _carried_bias(alignment, origin, weight.shape[0])
-    wanted = _folded_bias(reference, names, heavy, statistics, wanted_factors)
-    scale = max(1.0, float(np.abs(wanted).max()))
-    right_bias = bias is not None and np.abs(bias - wanted).max() <= _FOLD_TOLERANCE * scale
-    if right_bias and np.abs(wanted).max() > 0:
-        # The bias of the fold is made with the norm's own factors: wrong ones would show in it.
-        return "right" if right_factors else "heavy"
-    return "norm"
-
-
-def _folded_bias(
-    reference: Reference, names: dict[int, tuple[str, ...]], heavy: Site, statistics: dict[str, Array], factors: Array
-) -> Array:
-    biases = (a for n in names.get(heavy.index, ()) if (a := reference.parameters[n]).ndim == 1)
-    own = heavy.arguments.get("beta", 1) * next(biases, np.zeros(1))
-    shift = statistics.get("bias", np.zeros_like(factors))
-    return np.asarray((own - statistics["running_mean"]) * factors + shift)
-
-
-def _carried_bias(alignment: Alignment, origin: Origin, channels: int) -> Array | None:
-    return next((a.astype(np.float64) for a in _constants(alignment, origin) if a.shape == (channels,)), None)
-
-
-def _constants(alignment: Alignment, origin: Origin) -> list[Array]:
-    graph, constants = alignment.candidate.graph, alignment.candidate.constants
-    return [constants[i] for n in origin.nodes for i in graph.nodes[n].inputs if i in constants]
-
-
-def _affine_verdict(alignment: Alignment, origin: Origin, heavy: Site) -> str:
-    """By values: what the candidate made is, per channel, an affine map of the convolution's result, or it is not."""
-    expected = alignment.reference.values[heavy.outputs[0]].array
-    actual = alignment.isolated.get(origin.slot.tensor)
-    if expected is None or actual is None or expected.shape != actual.shape or expected.ndim < 3:
-        return "heavy"
-    x = np.moveaxis(expected.astype(np.float64), 1, 0).reshape(expected.shape[1], -1)
-    y = np.moveaxis(actual.astype(np.float64), 1, 0).reshape(expected.shape[1], -1)
-    x, y = x - x.mean(axis=1, keepdims=True), y - y.mean(axis=1, keepdims=True)
-    slope = np.sum(x * y, axis=1, keepdims=True) / np.maximum(np.sum(x * x, axis=1, keepdims=True), 1e-300)
-    return "norm" if np.linalg.norm(y - slope * x) <= 1e-3 * np.linalg.norm(y) else "heavy"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,12 +17,21 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from layerdiff.align import Alignment
+    from layerdiff.attribute import Blame
     from layerdiff.localise import Origin
-    from layerdiff.model import Healed, Metrics, Noise, Tolerance
+    from layerdiff.model import Healed, Metrics, Noise, Reference, Tolerance
     from layerdiff.outputs import OutputPairs
     from layerdiff.precision import Rounded
 
 HEALED_ALONE = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Who is blamed for an origin, and what is reported of it."""
+
+    blame: Blame
+    divergence: Divergence
 
 
 def finding(
@@ -30,28 +40,36 @@ def finding(
     floor: Mapping[int, Noise],
     tolerance: Tolerance | None,
     healed: Healed | None,
-) -> tuple[int, Divergence]:
+) -> Finding:
     """The accused call and the divergence to report for an origin."""
     graph, reference = alignment.candidate.graph, alignment.reference
-    call_index, op = blame(alignment, origin)
-    call = reference.calls[call_index]
+    found = blame(alignment, origin)
+    call = reference.calls[found.call]
     nodes = [graph.nodes[index] for index in origin.nodes]
     kind = _kind(origin)
     divergence = Divergence(
         layer=call.layer,
         call=call.call,
         type=call.type,
-        op=op,
+        op=found.op,
         onnx_nodes=tuple(node.name for node in nodes),
         onnx_ops=tuple(node.op for node in nodes),
         tensor=origin.slot.tensor,
         metrics=_metrics(alignment, origin, floor, tolerance),
         noise=floor.get(origin.value),
         kind=kind,
-        summary=_summary(origin, kind, [node.op for node in nodes]),
+        summary=_summary(alignment, origin, kind),
         healed=healed,
+        also_possible=layers_of(reference, found),
     )
-    return call_index, divergence
+    return Finding(found, divergence)
+
+
+def layers_of(reference: Reference, found: Blame) -> tuple[str, ...]:
+    """The layers that may be to blame as well, by name."""
+    accused = reference.calls[found.call].layer
+    names = dict.fromkeys(reference.calls[call].layer for call in found.also)
+    return tuple(name for name in names if name != accused)
 
 
 def diffuse(alignment: Alignment, rounded: Sequence[Rounded], outputs: OutputPairs) -> Diffuse | None:
@@ -100,15 +118,24 @@ def layout_diagnoses(alignment: Alignment, layer: str) -> tuple[Diagnosis, ...]:
 def _kind(origin: Origin) -> Kind:
     if origin.inserted:
         return Kind.INSERTED
+    if origin.rewired:
+        return Kind.REWIRED
     return Kind.COMPUTED if origin.nodes else Kind.DROPPED
 
 
-def _summary(origin: Origin, kind: Kind, ops: list[str]) -> str:
+def _summary(alignment: Alignment, origin: Origin, kind: Kind) -> str:
+    graph = alignment.candidate.graph
+    ops = [graph.nodes[index].op for index in origin.nodes]
     shown = ", ".join(ops[:4]) + (" …" if len(ops) > 4 else "")
     if kind is Kind.INSERTED:
         return f"nodes that the model does not have were inserted behind it: {shown}"
     if not origin.provable:
         return "from here on the graph computes another shape than the model"
+    if kind is Kind.REWIRED:
+        readers = sorted({graph.nodes[node].op for node, _ in origin.slot.edges or ()}) or ops[:1]
+        held = sorted(alignment.tensors_of(origin.value))
+        wanted = f"; what the model reads there is in {held[0]}" if held else ""
+        return f"{', '.join(readers)} reads {origin.slot.tensor}{wanted}"
     if kind is Kind.DROPPED:
         return "it has no counterpart in the graph: what goes in comes out unchanged"
     return f"good values go into {shown}, a wrong one comes out"

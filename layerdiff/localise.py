@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
 from layerdiff.operators import base_name, only_moves
@@ -18,8 +20,6 @@ from layerdiff.precision import Rounded, explained, is_diffuse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    import numpy as np
 
     from layerdiff.align import Alignment
 
@@ -45,8 +45,9 @@ class Slot:
 class Origin:
     """A faulty stretch: reference sites on one side, ONNX nodes on the other, and where putting the value in heals.
 
-    Inserted nodes have no reference side; `readers` are the sites that get to read what they changed. `wrong` is the
-    tensor that came out wrong from right sources, and the value it should hold: where the search started.
+    Inserted nodes have no reference side; `readers` are the sites that get to read what they changed. Rewired nodes
+    are right and read something else than the value. `wrong` is the tensor that came out wrong from right sources, and
+    the value it should hold: where the search started.
     """
 
     value: int
@@ -54,6 +55,7 @@ class Origin:
     sites: tuple[int, ...]
     nodes: tuple[int, ...]
     inserted: bool = False
+    rewired: bool = False
     provable: bool = True
     readers: tuple[int, ...] = ()
     wrong: tuple[str, int] | None = field(default=None, compare=False)
@@ -136,15 +138,28 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
         if not region.healed_by(early, slot):
             continue
         if early in border:
-            inserted = _between(alignment, forced, early, slot.tensor)
-            if inserted:
-                return Origin(early, slot, (), inserted, inserted=True, readers=tuple(sorted(sites)))
+            for same in (early, *_twins(alignment, early, border)):
+                inserted = _between(alignment, forced, same, slot.tensor)
+                if inserted:
+                    return Origin(same, slot, (), inserted, inserted=True, readers=tuple(sorted(sites)))
             ahead = set() if slot.tensor in forced else alignment.candidate.graph.region(slot.tensor, forced)[0]
             return _rewired(alignment, early, slot, tuple(sorted(sites)), (tuple(sorted(nodes)), tuple(sorted(ahead))))
         kept, _ = reference_region(alignment, early)
         ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)
         return Origin(early, slot, tuple(sorted(kept)), tuple(sorted(ahead & nodes)))
     return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
+
+
+def _twins(alignment: Alignment, value: int, border: list[int]) -> list[int]:
+    """The other right values that hold the same numbers: putting in the one or the other heals alike."""
+    values = alignment.reference.values
+    array = values[value].array
+    return [
+        other
+        for other in border
+        if other != value and array is not None and (twin := values[other].array) is not None
+        if twin.shape == array.shape and np.array_equal(twin, array)
+    ]
 
 
 def _rewired(
@@ -159,9 +174,9 @@ def _rewired(
     if maker is not None and not alignment.tensors_of(value) and not alignment.tensors_of(alignment.root(value)):
         return Origin(value, slot, (maker.index,), nodes[1])
     if maker is None:  # an input of the model goes in where it should not: no layer of its own is at fault
-        return Origin(value, slot, (), nodes[0])
+        return Origin(value, slot, (), nodes[0], rewired=True)
     first = meaningful(alignment, sites)[:1]
-    return Origin(value, slot, tuple(first), nodes[0])
+    return Origin(value, slot, tuple(first), nodes[0], rewired=True)
 
 
 def reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
@@ -205,6 +220,7 @@ class _Region:
             edges = frozenset((n, s) for n, s in entries if graph.nodes[n].inputs[s] in same)
             if len(edges) > 1:
                 yield Slot(name, edges)
+        yield from self._duplicates()
         yield from self._some_readers(entries)
         for index in sorted(self.nodes):
             for slot, name in enumerate(graph.nodes[index].inputs):
@@ -222,6 +238,20 @@ class _Region:
             if 3 <= len(edges) <= MOST_READERS:
                 for count in range(2, len(edges)):
                     yield from (Slot(name, frozenset(some)) for some in combinations(edges, count))
+
+    def _duplicates(self) -> Iterator[Slot]:
+        """Tensors inside that hold the same numbers: optimisers copy a node for each of its readers."""
+        graph, tapped = self.alignment.candidate.graph, self.alignment.candidate.tapped
+        groups: dict[tuple[str, tuple[int, ...], bytes], list[str]] = {}
+        for index in sorted(self.nodes):
+            for name in graph.nodes[index].outputs:
+                if name in tapped and name != self.tensor and name not in graph.constant:
+                    array = tapped[name]
+                    groups.setdefault((graph.nodes[index].op, array.shape, array.tobytes()), []).append(name)
+        for names in groups.values():
+            if len(names) > 1:
+                edges = frozenset(edge for name in names for edge in graph.consumers.get(name, ()) if edge[1] >= 0)
+                yield Slot(names[0], edges)
 
     def _copies(self) -> dict[str, set[str]]:
         """The sources that hold one value in one shape, under the name of the first: an Identity makes another."""

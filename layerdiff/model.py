@@ -51,6 +51,7 @@ class Kind(str, Enum):
     COMPUTED = "computed"  # the layer is there and computes something else
     DROPPED = "dropped"  # the layer has no counterpart
     INSERTED = "inserted"  # nodes that the model does not have change what the layer passes on
+    REWIRED = "rewired"  # its nodes are right and read another tensor than the one that holds what the layer reads
 
     def __str__(self) -> str:
         return self.value
@@ -245,7 +246,10 @@ class SampleResult:
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """An origin: a place where good values go in and a wrong one comes out."""
+    """An origin: a place where good values go in and a wrong one comes out.
+
+    `also_possible` are the layers that nothing in the file tells apart from the accused one.
+    """
 
     layer: str
     call: int
@@ -259,6 +263,7 @@ class Divergence:
     kind: Kind
     summary: str
     healed: Healed | None = None
+    also_possible: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from layerdiff.align import Alignment
     from layerdiff.localise import Origin
-    from layerdiff.model import Divergence, Healed
+    from layerdiff.model import Healed
     from layerdiff.outputs import OutputPairs
 
 
@@ -42,8 +42,6 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
     return Proven(list(zip(origins, proofs, strict=True)), [(origin, None) for origin in aside], harmless)
 
 
-def sites_of(
-    found: Sequence[tuple[int, Divergence]], origins: Sequence[tuple[Origin, object]]
-) -> dict[int, tuple[int, ...]]:
+def sites_of(calls: Sequence[int], origins: Sequence[tuple[Origin, object]]) -> dict[int, tuple[int, ...]]:
     """The sites of each accused call."""
-    return {call: origin.sites for (call, _), (origin, _) in zip(found, origins, strict=False)}
+    return {call: origin.sites for call, (origin, _) in zip(calls, origins, strict=False)}

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from layerdiff.align import align
+from layerdiff.attribute import Blame
 from layerdiff.audit import audit
 from layerdiff.cases import case_of
 from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, ranked
@@ -19,7 +20,7 @@ from layerdiff.errors import (
     LayerdiffError,
     ReferenceFailedError,
 )
-from layerdiff.findings import diffuse, finding, layout_diagnoses
+from layerdiff.findings import Finding, diffuse, finding, layout_diagnoses
 from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.live import Live
 from layerdiff.localise import find_origins
@@ -32,6 +33,7 @@ from layerdiff.proof import prove, sites_of
 from layerdiff.report import Report
 from layerdiff.runner import Runner
 from layerdiff.samples import samples
+from layerdiff.settle import settle
 from layerdiff.several import judged, size_diagnosis
 from layerdiff.sides import open_candidate, open_reference
 from layerdiff.stability import random_diagnosis, reference_random
@@ -216,16 +218,22 @@ class _Job:
         found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
         confined = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.confined]
         bar.stage("naming the cause")
-        stretches = [Stretch(alignment, o, d) for (o, _), (_, d) in zip(proven.diverging, found, strict=True)]
+        stretches = [Stretch(alignment, o, f.divergence) for (o, _), f in zip(proven.diverging, found, strict=True)]
         explained = [] if observed.guilty else explain_all(stretches)
+        if explained:
+            found = settle(alignment, [origin for origin, _ in proven.diverging], found, explained)
+            stretches = [replace(s, divergence=f.divergence) for s, f in zip(stretches, found, strict=True)]
+            explained = [e.of(f.divergence.layer) for e, f in zip(explained, found, strict=True)]
         cases = tuple(case_of(s, e) for s, e in zip(stretches, explained, strict=False))
         crossed = inputs_exchanged(observed.candidate, outputs, explained, reference.calls[0].type)
         if crossed is not None:
-            found, explained, cases = [(0, crossed[0])], [crossed[1]], ()
-        divergences = tuple(divergence for _, divergence in found)
+            found, explained, cases = [Finding(Blame(0, None), crossed[0])], [crossed[1]], ()
+        divergences = tuple(f.divergence for f in found)
         bar.stage("writing the report")
         accused = Accused(
-            sites_of(found, proven.diverging), sites_of(confined, proven.confined), harmless=proven.harmless
+            sites_of([f.blame.call for f in found], proven.diverging),
+            sites_of([f.blame.call for f in confined], proven.confined),
+            harmless=proven.harmless,
         )
         book = LayerBook(alignment, floor, run.tolerance, accused, rounded)
         calls = book.calls()
@@ -246,7 +254,7 @@ class _Job:
             + lost
             + doubts(alignment)
             + alignment.candidate.warnings,
-            confined=tuple(divergence for _, divergence in confined),
+            confined=tuple(f.divergence for f in confined),
             sample=shown.index,
             samples=tuple(told),
             live=None if run.source is None else Live(run.source, shown.sample, cases, observed.level, run),

@@ -16,6 +16,7 @@ import numpy as np
 
 from layerdiff.align import structure
 from layerdiff.align.ambiguity import in_order
+from layerdiff.align.chains import step_by_step
 from layerdiff.align.given import settle
 from layerdiff.align.layout import layouts, turned
 from layerdiff.align.names import affinity
@@ -42,6 +43,8 @@ RESEMBLANCE = 0.1
 # Weights scaled per channel say that something was folded in: the node gives the value behind the fold.
 _TIE_SCORES = {Tie.EXACT: 2.0, Tie.NEAR: 1.5}
 _FOLDED_SCORE = 2.5
+# What exporters and optimisers fold into the weights before it, besides a BatchNorm.
+_FOLDABLE = frozenset({"mul", "div"})
 
 
 @dataclass(slots=True)
@@ -164,6 +167,7 @@ def align(
     foreign = layouts(known, plain, candidate, limits)
     candidate = candidate.in_layout(foreign)
     matched = in_order(match_values(known, candidate.tapped, limits) if foreign else plain, families, candidate)
+    matched = step_by_step(matched, reference, families, candidate)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)
     for value, name in comparable.items():
@@ -212,6 +216,7 @@ class _Proposer:
         self._value_order = structure.value_order(self._reference)
         self._tensor_order = structure.tensor_order(self._graph)
         self._refuted: set[tuple[int, str]] = set()
+        self._held: set[int] = set()
         self._folded_away = self._convolutions_before_folded_norms()
 
     def _convolutions_before_folded_norms(self) -> set[int]:
@@ -340,6 +345,8 @@ class _Proposer:
         if own and Tie.SCALED not in own.values():
             # The last parameter to enter decides between MatMul and the Add of its bias.
             score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
+        if not (is_batch_norm(site.op) or base_name(site.op) in _FOLDABLE):
+            return score
         sources = (self._reference.producer(self._alignment.root(v)) for v in site.inputs)
         before = [self._alignment.tied.get((node.index, s.index), {}) for s in sources if s is not None]
         if any(Tie.SCALED in tied.values() for tied in before):
@@ -347,7 +354,11 @@ class _Proposer:
         return score
 
     def drop_refuted(self) -> bool:
-        """Take back proposals that the latest run confirms neither from above nor from below."""
+        """Take back proposals that the latest run confirms neither from above nor from below.
+
+        One that held before is not taken back together with new ones: a wrong value fed before it is enough to
+        make it look wrong.
+        """
         found = self._alignment
         confirmed = self._confirmed_from_below()
         refuted = {
@@ -358,7 +369,9 @@ class _Proposer:
             and not found.resembles(value, found.isolated.get(pair.tensor))
             and not self._kept_by_weights(pair)
         }
+        refuted = {v: p for v, p in refuted.items() if v not in self._held} or refuted
         self._refuted |= {(value, pair.tensor) for value, pair in refuted.items()}
+        self._held = set(found.proposed) - set(refuted)
         found.proposed = {v: p for v, p in found.proposed.items() if v not in refuted}
         return bool(refuted)
 

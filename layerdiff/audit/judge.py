@@ -299,8 +299,7 @@ def _measured(  # noqa: PLR0913  what it is about, what was found, and the two a
 ) -> WeightResult:
     w, a = wanted.astype(np.float64), array.astype(np.float64).reshape(wanted.shape)
     with np.errstate(invalid="ignore"):
-        gap = np.abs(a - w)
-    gap[(a == w) | (np.isnan(a) & np.isnan(w))] = 0.0
+        gap = np.where((a == w) | (np.isnan(a) & np.isnan(w)), 0.0, np.abs(a - w))
     return WeightResult(
         operand.names[0], name, how, verdict, wanted.shape, float(gap.max(initial=0.0)), _relative(w, a)
     )

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 HEAVY = frozenset({"convolution", "addmm", "mm"})
 # A fold rounds the weight once and stores it in single precision.
 _EQUAL = 2e-5
+UNSETTLED = "Its BatchNorm was folded with running statistics or an affine that are not the model's."
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         batch = _batch_statistics(stretch, heavy)
         cause, text, evidence = _what_was_folded(found, factor, bias, batch)
         evidence = {"node": node.name, **_errors(found, factor, bias), **evidence}
-        yield Hypothesis(cause, text, evidence, changes, "export again from the model that is meant to ship")
+        remedy = "export again from the model that is meant to ship"
+        site = None if text == UNSETTLED else (heavy if cause == "weights" else norm).index
+        yield Hypothesis(cause, text, evidence, changes, remedy, site)
 
 
 def _training(stretch: Stretch) -> Iterator[Hypothesis]:
@@ -168,7 +171,8 @@ def _wrong_weight(stretch: Stretch, heavy: Site, unfolded: Array, changes: tuple
     name, right = next((n, a) for n, a in stretch.parameters(heavy).items() if a.ndim >= 2)
     right = by_output_channel(stretch.alignment.reference, heavy, right)
     text, evidence = in_what_way(stretch, name, right, unfolded.astype(right.dtype))
-    return Hypothesis("weights", text, {"parameter": name, **evidence}, changes, "export again from the model meant")
+    remedy = "export again from the model meant"
+    return Hypothesis("weights", text, {"parameter": name, **evidence}, changes, remedy, heavy.index)
 
 
 def _batch_statistics(stretch: Stretch, heavy: Site) -> tuple[Array, Array, int] | None:
@@ -236,12 +240,16 @@ def _what_was_folded(
     if fitting:  # parameters that are still as they were made can make two ways nearly alike
         _, cause, text = min(fitting, key=lambda way: round(way[0], 7))
         return cause, text, {}
+    gain = float(np.median(factor / np.where(norm.factor == 0, 1, norm.factor)))
+    scaled = norm.factor * (gain * norm.bias - norm.mean) + norm.beta
+    if np.any(norm.bias) and _near(factor, gain * norm.factor) and _near(bias, scaled):
+        text = f"Weight and bias of the layer before it are multiplied by {gain:.6g}."
+        return "weights", text, {"factor": gain}
     epsilon = _other_epsilon(norm, factor, bias)
     if epsilon is not None:
         text = f"Its BatchNorm was folded with epsilon {epsilon:.3g}; the model's is {norm.epsilon:.3g}."
         return "bn-folding", text, {"epsilon_wanted": norm.epsilon, "epsilon_got": epsilon}
-    text = "Its BatchNorm was folded with running statistics or an affine that are not the model's."
-    return "bn-folding", text, {}
+    return "bn-folding", UNSETTLED, {}
 
 
 def _ways_with_batch(norm: _Norm, mean: Array, var: Array, count: int) -> list[tuple[str, str, Array, Array]]:

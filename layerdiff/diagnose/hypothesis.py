@@ -21,6 +21,7 @@ class Hypothesis:
     `patch` is tried on the accused nodes; the cause counts as verified when they then compute the right value. None
     where no change of the graph expresses it: such a cause stays unverified. A patch holds what is right for every
     input, never numbers fitted to this one. `remedy` is what the user should change, as code where it can be.
+    `site` is the reference operator that the cause is in, where it is in one alone: the accusation follows it.
     """
 
     cause: str
@@ -28,6 +29,7 @@ class Hypothesis:
     evidence: Mapping[str, Any] = field(default_factory=dict)
     patch: Patch | None = None
     remedy: str = ""
+    site: int | None = None
 
 
 Diagnoser = Callable[[Stretch], Iterable[Hypothesis]]

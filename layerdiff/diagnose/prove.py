@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,18 @@ log = logging.getLogger("layerdiff")
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """The diagnosis of one origin, and the change that cured it (None when nothing did)."""
+    """The diagnosis of one origin, and the change that cured it (None when nothing did).
+
+    `site` is the reference operator that a verified cause is in, where it is in one alone.
+    """
 
     diagnosis: Diagnosis
     patch: Patch | None
+    site: int | None = None
+
+    def of(self, layer: str) -> Explained:
+        """The same, said of another layer: of several that could be meant, the one that it settles on."""
+        return replace(self, diagnosis=replace(self.diagnosis, layer=layer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ def _explained(stretch: Stretch, winner: _Tried | None, tried: Sequence[_Tried],
     diagnosis = Diagnosis(
         cause.cause, stretch.divergence.layer, cause.summary, evidence, remedy, verified=winner.verified
     )
-    return Explained(diagnosis, cause.patch if winner.verified else None)
+    return Explained(diagnosis, cause.patch, cause.site) if winner.verified else Explained(diagnosis, None)
 
 
 def _proposed(stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> tuple[list[Hypothesis], list[str]]:
@@ -133,7 +141,9 @@ def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[_Tried]:
                 needed = fewer
         text = " ".join(dict.fromkeys(h.summary for h in needed))
         evidence = dict(needed[0].evidence) | {"together_with": [dict(h.evidence) for h in needed[1:]]}
-        return [_try(stretch, Hypothesis(needed[0].cause, text, evidence, _changes(needed), needed[0].remedy))]
+        sites = {h.site for h in needed}
+        site = needed[0].site if len(sites) == 1 else None
+        return [_try(stretch, Hypothesis(needed[0].cause, text, evidence, _changes(needed), needed[0].remedy, site))]
     return []
 
 

@@ -171,6 +171,7 @@ class Stretch:
             sites=tuple(sorted(sites)),
             nodes=tuple(sorted(nodes)),
             inserted=False,
+            rewired=False,
         )
         kind = Kind.COMPUTED if nodes else Kind.DROPPED
         return replace(self, origin=origin, divergence=replace(self.divergence, kind=kind))
@@ -227,7 +228,8 @@ class Stretch:
         Where nothing stands for an operator its absence is the cause, and the rest of the way is right.
         """
         kind, origin = self.divergence.kind, self.origin
-        return kind is Kind.COMPUTED and origin.slot.edges is not None and origin.wrong is not None
+        wired = kind in (Kind.COMPUTED, Kind.REWIRED)
+        return wired and origin.slot.edges is not None and origin.wrong is not None
 
     @property
     def narrow(self) -> bool:

@@ -42,9 +42,15 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         if _other_rows(stretch, name, difference):
             cause, text = "indexing", f"{name} is looked up at other positions."
         cause = "masking" if mask_values(difference.wanted) else cause
-        yield Hypothesis(
-            cause, text, {"parameter": name, **evidence}, patch, "export again from the model that is meant to ship"
-        )
+        evidence = {"parameter": name, **evidence}
+        remedy = "export again from the model that is meant to ship"
+        yield Hypothesis(cause, text, evidence, patch, remedy, _reader(stretch, name))
+
+
+def _reader(stretch: Stretch, name: str) -> int | None:
+    """The one site of the stretch that reads a parameter."""
+    found = [site.index for site in stretch.sites if name in stretch.parameters(site)]
+    return found[0] if len(found) == 1 else None
 
 
 def parameter_behind(stretch: Stretch, wanted: Array) -> str | None:

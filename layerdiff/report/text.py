@@ -49,7 +49,7 @@ def verdict(report: Report) -> str:
         return " ".join([*opening, *_without_origin(report, where), *_cause(report, opening), *_remedy(report)])
     named = bool(report.diagnoses) and report.diagnoses[0].cause != "unknown"
     summary_of_first = "" if named else f": {first.summary}"
-    sentences = [*opening, f"{_accusation(first)}{summary_of_first}{where}."]
+    sentences = [*opening, f"{_accusation(first)}{summary_of_first}{where}.", *_also_possible(first)]
     sentences += _cause(report, opening)
     proofs = [d.healed for d in report.divergences if d.healed is not None]
     if proofs:
@@ -152,9 +152,19 @@ def _accusation(first: Divergence) -> str:
     verb = {
         Kind.COMPUTED: "is the first layer that diverges",
         Kind.DROPPED: "is the first layer that diverges",
+        Kind.REWIRED: "is the first layer that diverges",
         Kind.INSERTED: "is the layer behind which the graph first diverges",
     }[first.kind]
     return f"{_name(first)} {verb}{error}"
+
+
+def _also_possible(first: Divergence) -> list[str]:
+    """The layers that could be meant as well; told so that nobody searches one layer in vain."""
+    names = [layer_name(name) for name in first.also_possible]
+    if not names:
+        return []
+    listed = " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return [f"It may as well be {listed}: nothing in the file tells {'them' if len(names) > 1 else 'the two'} apart."]
 
 
 def _name(first: Divergence) -> str:
