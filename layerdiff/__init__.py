@@ -15,6 +15,7 @@ from layerdiff.errors import (
     ReferenceFailedError,
     RepairError,
     ReproduceError,
+    RuntimeDiedError,
     SampleError,
 )
 from layerdiff.model import (
@@ -36,13 +37,14 @@ from layerdiff.report import Report, load
 from layerdiff.weights import WeightResult
 
 if TYPE_CHECKING:
+    from layerdiff.backends import Isolation
     from layerdiff.simplifiers import guilty_passes
     from layerdiff.tracing import trace
 
 __version__ = "0.1.0"
 
 # What needs torch, onnx or a runtime is loaded when it is first used: a saved report opens without them.
-_LATER = {"guilty_passes": "layerdiff.simplifiers", "trace": "layerdiff.tracing"}
+_LATER = {"Isolation": "layerdiff.backends", "guilty_passes": "layerdiff.simplifiers", "trace": "layerdiff.tracing"}
 
 __all__ = [
     "AlignmentError",
@@ -53,6 +55,7 @@ __all__ = [
     "Divergence",
     "FixedShapeError",
     "InputError",
+    "Isolation",
     "LayerResult",
     "LayerdiffError",
     "Metrics",
@@ -64,6 +67,7 @@ __all__ = [
     "Report",
     "ReproduceError",
     "RoundedLayer",
+    "RuntimeDiedError",
     "SampleError",
     "SampleResult",
     "Status",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.backends import Optimisation
+from layerdiff.errors import RuntimeDiedError
 from layerdiff.flatten import flattened, left_whole
 from layerdiff.graph import RANDOM, Graph
 from layerdiff.layout import after, inverse, named
@@ -110,7 +111,10 @@ class Candidate:
 
     def flat(self) -> Candidate:
         """The candidate with its control flow laid flat, as this sample takes it; itself when there is none."""
-        model = flattened(self.graph.model, self._named)
+        try:
+            model = flattened(self.graph.model, self._named)
+        except RuntimeDiedError:  # told when the model that ships is run
+            return self
         return self if model is self.graph.model else Candidate(self._source, Graph(model), self._backend, self._fed)
 
     @property
@@ -168,6 +172,16 @@ class Candidate:
         """One tensor, computed by a few nodes from the given sources."""
         return self._run([target], injections, nodes, sources).get(target)
 
+    def computed(
+        self,
+        targets: Sequence[str],
+        nodes: Iterable[int],
+        sources: Mapping[str, Array] | None,
+        optimisation: Optimisation = Optimisation.NONE,
+    ) -> dict[str, Array]:
+        """Some tensors, computed by some nodes from the given sources (None: the graph's inputs)."""
+        return self._run(list(targets), (), nodes, sources, optimisation)
+
     def named(self, names: Sequence[str]) -> dict[str, Array]:
         """Some tensors of a normal run; inputs as they are fed."""
         computed = [name for name in dict.fromkeys(names) if name not in self.feeds]
@@ -191,6 +205,7 @@ class Candidate:
         injections: Sequence[Injection],
         nodes: Iterable[int] | None,
         sources: Mapping[str, Array] | None,
+        optimisation: Optimisation = Optimisation.NONE,
     ) -> dict[str, Array]:
         if not outputs:
             return {}
@@ -199,5 +214,5 @@ class Candidate:
             sources = None if sources is None else {n: self.as_in_file(n, a) for n, a in sources.items()}
         model = self.graph.rewritten(outputs, injections, nodes=nodes, sources=sources)
         feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
-        arrays = self._backend.open(model, Optimisation.NONE).run(feeds)
+        arrays = self._backend.open(model, optimisation).run(feeds)
         return self.shown({name: array for name, array in arrays.items() if array is not None})

@@ -26,6 +26,17 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 AGREES, DIVERGES, COULD_NOT_TELL = 0, 1, 2
 
 
+class Isolate(str, Enum):
+    """Where a runtime runs."""
+
+    PROCESS = "process"
+    NONE = "none"
+
+
+TIME_LIMIT = 300.0
+APART = Isolate.NONE if sys.platform == "win32" else Isolate.PROCESS  # descriptors cannot be handed over there
+
+
 class Granularity(str, Enum):
     """What a row of the table is."""
 
@@ -52,6 +63,8 @@ def trace(
     reproduce: Annotated[
         Path | None, typer.Option(help="write the first divergence as a folder that runs alone")
     ] = None,
+    isolate: Annotated[Isolate, typer.Option(help="run ONNX models in a process of their own, or here")] = APART,
+    time_limit: Annotated[float, typer.Option(help="seconds that one run in that process may take")] = TIME_LIMIT,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")] = False,
 ) -> None:
     """Find the first layer of an ONNX file that diverges from its PyTorch model."""
@@ -73,6 +86,7 @@ def trace(
         granularity="op" if granularity is Granularity.OP else "module",
         valid=None if valid is None else _masks(valid),
         pairs=pairs,
+        isolate=_apart(isolate, time_limit),
         progress=not quiet,
     )
     _show(report)
@@ -104,6 +118,8 @@ def diff(
     plot: Annotated[Path | None, typer.Option(help="write the divergence plot (.png, .svg, .pdf)")] = None,
     csv: Annotated[Path | None, typer.Option(help="write the table of layers")] = None,
     save: Annotated[Path | None, typer.Option(help="write the report as JSON, to be read back later")] = None,
+    isolate: Annotated[Isolate, typer.Option(help="run ONNX models in a process of their own, or here")] = APART,
+    time_limit: Annotated[float, typer.Option(help="seconds that one run in that process may take")] = TIME_LIMIT,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")] = False,
 ) -> None:
     """Find the first layer that a simplifier, an optimizer or an edit changed between two models."""
@@ -114,6 +130,7 @@ def diff(
         need_folder(target)
     if inputs and (random or size):
         raise InputError("--inputs gives the inputs: leave out --random and --size")
+    apart = _apart(isolate, time_limit)
     (expected, example), (actual, _) = _side(before), _side(after)
     given, note = _given(list(inputs or ()), example, (expected, actual), _sizes(size or ()), seed, random=random)
     fixed = layerdiff.Tolerance(rtol or 0.0, atol or 0.0) if rtol is not None or atol is not None else None
@@ -124,6 +141,7 @@ def diff(
             given,
             tolerance=fixed or "auto",
             granularity="op" if granularity is Granularity.OP else "module",
+            isolate=apart,
             progress=not quiet,
         )
     except LayerdiffError as error:
@@ -132,7 +150,8 @@ def diff(
         raise InputError(f"{error} ({note}; give real inputs with --inputs, or other sizes with --size)") from error
     if tool is not None:
         layer = report.first_divergence.layer if report.first_divergence is not None else ""
-        named = layerdiff.guilty_passes(expected, actual, given, tool=tool, layer=layer, tolerance=fixed or "auto")
+        options: dict[str, Any] = {"tolerance": fixed or "auto", "isolate": apart}
+        named = layerdiff.guilty_passes(expected, actual, given, tool=tool, layer=layer, **options)
         if named is not None:
             report = replace(report, diagnoses=(*report.diagnoses, named))
     if note is not None:
@@ -199,6 +218,12 @@ def _built(spec: str) -> tuple[Any, Any]:
     if isinstance(built, tuple) and len(built) == 2:  # the model and its example inputs
         return built
     return built, None
+
+
+def _apart(isolate: Isolate, seconds: float) -> Any:
+    from layerdiff.backends import Isolation
+
+    return Isolation(time_limit_seconds=seconds) if isolate is Isolate.PROCESS else "none"
 
 
 def _masks(path: Path) -> dict[str, Any]:

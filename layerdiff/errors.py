@@ -7,6 +7,7 @@ LayerdiffError
 │       └── FixedShapeError  the file was exported for inputs of another size
 ├── ReferenceFailedError the reference model raised while it ran
 ├── BackendError        the runtime refused the graph or failed while it ran it
+│   └── RuntimeDiedError  the runtime crashed, hung or ran out of memory
 ├── AlignmentError      reference and candidate cannot be paired at all
 ├── RepairError         the file cannot be corrected as asked
 │   └── PatchError      a change does not fit the graph that it is applied to
@@ -14,6 +15,8 @@ LayerdiffError
 """
 
 from __future__ import annotations
+
+from enum import Enum
 
 
 class LayerdiffError(Exception):
@@ -42,6 +45,25 @@ class ReferenceFailedError(LayerdiffError):
 
 class BackendError(LayerdiffError):
     """The runtime refused the graph, or failed while it ran it."""
+
+
+class Death(str, Enum):
+    """How a runtime ended."""
+
+    CRASHED = "crashed"
+    HUNG = "hung"
+    MEMORY = "out of memory"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+class RuntimeDiedError(BackendError):
+    """The runtime crashed, gave no answer in time, or ran out of memory; `how` says which."""
+
+    def __init__(self, text: str, how: Death = Death.CRASHED) -> None:
+        super().__init__(text)
+        self.how = how
 
 
 class AlignmentError(LayerdiffError):

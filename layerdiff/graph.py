@@ -181,6 +181,11 @@ class Graph:
         return tuple(o for node in self.nodes for o in node.outputs if o and o not in hidden)
 
     @cached_property
+    def computed_set(self) -> frozenset[str]:
+        """The same tensors, to look names up in."""
+        return frozenset(self.computed)
+
+    @cached_property
     def _unfetchable(self) -> frozenset[str]:
         """Sequences, and tensors of a type that cannot even be cast."""
         found = {o for node in self.nodes if node.op in _SEQUENCES for o in node.outputs}

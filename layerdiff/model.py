@@ -50,6 +50,7 @@ class Kind(str, Enum):
 
     COMPUTED = "computed"  # the layer is there and computes something else
     DROPPED = "dropped"  # the layer has no counterpart
+    DIED = "died"  # the runtime did not survive it
     INSERTED = "inserted"  # nodes that the model does not have change what the layer passes on
     REWIRED = "rewired"  # its nodes are right and read another tensor than the one that holds what the layer reads
 

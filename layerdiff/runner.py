@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from layerdiff.backends import Isolated
 from layerdiff.errors import ReferenceFailedError, SampleError
 from layerdiff.outputs import OutputPairs, pair_outputs
 from layerdiff.samples import read_only
@@ -32,6 +33,12 @@ class Runner:
     candidate: CandidateSide
     tolerance: Tolerance | None
     valid: Any
+
+    def rest(self) -> None:
+        """End the worker processes; they start again if a report acts on what was found."""
+        for backend in (*getattr(self.reference, "backends", ()), self.candidate.backend):
+            if isinstance(backend, Isolated):
+                backend.rest()
 
     @property
     def source(self) -> str | Path | onnx.ModelProto | None:

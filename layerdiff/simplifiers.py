@@ -24,6 +24,8 @@ from layerdiff.tracing import outputs_agree
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from layerdiff.backends import Isolation
+
 _FOLDING, _SHAPES = "constant_folding", "shape_inference"
 
 
@@ -42,6 +44,7 @@ def guilty_passes(  # noqa: PLR0913  what trace() takes, and the tool
     tool: Tool | str,
     layer: str = "",
     tolerance: Literal["auto"] | Tolerance = "auto",
+    isolate: Literal["none", "process"] | Isolation = "none",
 ) -> Diagnosis | None:
     """The diagnosis that names the passes of a simplifier which changed the outputs; None where the two files agree.
 
@@ -60,7 +63,7 @@ def guilty_passes(  # noqa: PLR0913  what trace() takes, and the tool
             raise InputError(f"{side}: wanted an ONNX file or ModelProto, got a {type(source).__name__}")
 
     def agrees(candidate: str | Path | onnx.ModelProto) -> bool:
-        return outputs_agree(before, candidate, inputs, tolerance=tolerance)
+        return outputs_agree(before, candidate, inputs, tolerance=tolerance, isolate=isolate)
 
     if agrees(after):
         return None

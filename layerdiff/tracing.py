@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from layerdiff.align import align
 from layerdiff.attribute import Blame
 from layerdiff.audit import audit
+from layerdiff.autopsy import Autopsy, locate
 from layerdiff.cases import case_of
 from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, ranked
 from layerdiff.environment import environment
@@ -19,6 +20,7 @@ from layerdiff.errors import (
     InputError,
     LayerdiffError,
     ReferenceFailedError,
+    RuntimeDiedError,
 )
 from layerdiff.findings import Finding, diffuse, finding, layout_diagnoses
 from layerdiff.layers import Accused, LayerBook, coverage
@@ -35,7 +37,7 @@ from layerdiff.runner import Runner
 from layerdiff.samples import samples
 from layerdiff.settle import settle
 from layerdiff.several import judged, size_diagnosis
-from layerdiff.sides import open_candidate, open_reference
+from layerdiff.sides import isolation_of, open_candidate, open_reference
 from layerdiff.stability import random_diagnosis, reference_random
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
 
     from layerdiff.align import Alignment
-    from layerdiff.backends import Backend
+    from layerdiff.backends import Backend, Isolation
     from layerdiff.candidate import Candidate
     from layerdiff.diagnose import Explained
     from layerdiff.model import Diagnosis, Divergence, Noise, OutputResult, Reference
@@ -63,6 +65,7 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     *,
     tolerance: Literal["auto"] | Tolerance = "auto",
     backend: Backend | None = None,
+    isolate: Literal["none", "process"] | Isolation = "none",
     granularity: Literal["module", "op"] = "module",
     valid: Mapping[str, Any] | str | Sequence[Mapping[str, Any] | str] | None = None,
     pairs: Mapping[str | tuple[str, int], str] | str | Path | None = None,
@@ -87,6 +90,10 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed `Tolerance`.
     backend
         What runs an ONNX candidate; ONNX Runtime on the CPU by default.
+    isolate
+        "process" runs ONNX models in a worker process. A runtime that crashes, hangs or runs out of memory is then a
+        finding, with the layer that it had reached, and this process lives on. ``layerdiff.Isolation`` sets the limits
+        of time and memory. "none" runs them here.
     granularity
         Report one result per module call, or one per operator.
     valid
@@ -115,26 +122,38 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
 
     """
     _check_options(tolerance, granularity)
-    expected, actual = open_reference(reference), open_candidate(candidate, backend)
+    isolation = isolation_of(isolate)
+    expected, actual = open_reference(reference, isolation), open_candidate(candidate, backend, isolation)
     fixed = None if isinstance(tolerance, str) else tolerance
     runner = Runner(expected, actual, fixed, valid)
-    again = partial(
-        trace, reference, tolerance=tolerance, backend=backend, granularity=granularity, valid=valid, progress=False
-    )
+    options: dict[str, Any] = {"tolerance": tolerance, "backend": backend, "granularity": granularity, "valid": valid}
+    again = partial(trace, reference, **options, isolate=isolate, progress=False)
     kept = None if isinstance(inputs, Iterator) else inputs  # an iterator is used up
-    with Progress(enabled=progress) as bar:
-        report = _Job(runner, granularity, read_pairs(pairs)).run(inputs, bar)
+    try:
+        with Progress(enabled=progress) as bar:
+            report = _Job(runner, granularity, read_pairs(pairs)).run(inputs, bar)
+    finally:
+        runner.rest()
     return replace(report, live=None if report.live is None else replace(report.live, again=again, inputs=kept))
 
 
 def outputs_agree(
-    reference: Any, candidate: Any, inputs: Any, *, tolerance: Literal["auto"] | Tolerance = "auto"
+    reference: Any,
+    candidate: Any,
+    inputs: Any,
+    *,
+    tolerance: Literal["auto"] | Tolerance = "auto",
+    isolate: Literal["none", "process"] | Isolation = "none",
 ) -> bool:
     """Whether the final outputs agree on every sample; nothing between them is looked at."""
-    fixed = None if isinstance(tolerance, str) else tolerance
-    job = _Job(Runner(open_reference(reference), open_candidate(candidate, None), fixed, None), "module", {})
-    with Progress(enabled=False) as bar:
-        return all(job.judge(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
+    fixed, isolation = None if isinstance(tolerance, str) else tolerance, isolation_of(isolate)
+    sides = open_reference(reference, isolation), open_candidate(candidate, None, isolation)
+    job = _Job(Runner(*sides, fixed, None), "module", {})
+    try:
+        with Progress(enabled=False) as bar:
+            return all(job.judge(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
+    finally:
+        job.runner.rest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,11 +168,16 @@ class _Judged:
     outputs: OutputPairs
     results: tuple[OutputResult, ...]
     told: SampleResult
+    death: RuntimeDiedError | None = None  # the runtime did not survive it
 
-    def rank(self) -> tuple[bool, float]:
+    def rank(self) -> tuple[bool, bool, float]:
         """The higher, the more there is to see; the first sample that disagrees comes before all others."""
         seen = [o.everywhere or o.shipped for o in self.results]
-        return not self.told.agrees, max((m.times_limit for m in seen if m and self.told.agrees), default=0.0)
+        return (
+            self.death is not None,
+            not self.told.agrees,
+            max((m.times_limit for m in seen if m and self.told.agrees), default=0.0),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,19 +205,28 @@ class _Job:
         if shown is None:
             assert refusal is not None  # there is at least one sample
             raise refusal
-        return self.examine(shown, told, bar)
+        try:
+            return self.examine(shown, told, bar)
+        except RuntimeDiedError as death:
+            bar.stage("looking for the node at which the runtime dies")
+            return self.fallen(shown, told, death)
 
     def judge(self, index: int, sample: Sample, bar: Progress) -> _Judged:
         """Run one sample on both sides and compare the outputs."""
         run = self.runner
         candidate = run.fed(sample)
         bar.stage("running the reference")
-        reference, floor = run.recorded(sample)
+        try:
+            reference, floor = run.recorded(sample)
+        except RuntimeDiedError as error:
+            raise ReferenceFailedError(f"the reference {run.reference.label} cannot be run: {error}") from error
         bar.stage("running the candidate")
         outputs = run.paired(reference, floor, candidate.graph, index)
-        results = outputs.results(candidate.shipped, candidate.tapped)
+        shipped, tapped, death = _ran(candidate)
+        results = outputs.results(shipped, tapped)
         told = judged(run.shapes(sample), results)
-        return _Judged(index, sample, candidate, reference, floor, outputs, results, told)
+        told = told if shipped or death is None else replace(told, refused=str(death))
+        return _Judged(index, sample, candidate, reference, floor, outputs, results, told, death)
 
     def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
         """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
@@ -205,6 +238,8 @@ class _Job:
 
     def examine(self, shown: _Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
         """The report on one sample."""
+        if shown.death is not None:
+            raise shown.death
         outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
         observed = observe(shown.candidate, outputs, shown.results)
         bar.stage("aligning layers")
@@ -260,6 +295,38 @@ class _Job:
             live=None if run.source is None else Live(run.source, shown.sample, cases, observed.level, run),
             weights=audit(alignment),
         )
+
+    def fallen(self, shown: _Judged, told: Sequence[SampleResult], death: RuntimeDiedError) -> Report:
+        """The report on a runtime that died; where the model that ships did run, that says whether it agrees."""
+        run, reference = self.runner, shown.reference
+        found = Autopsy(shown.candidate, locate(shown.candidate, death), reference, shown.floor, run.tolerance)
+        ran = all(output.actual_shape is not None for output in shown.results)
+        divergence, diagnosis, layers = found.divergence(), found.diagnosis(), found.layers()
+        while_examined = f"the model ran as it ships, but not while its layers were examined: {diagnosis.summary}"
+        return Report(
+            divergences=() if ran or divergence is None else (divergence,),
+            diagnoses=() if ran else (diagnosis,),
+            outputs=shown.results,
+            layers=layers,
+            coverage=coverage(layers, reference.uncalled),
+            environment=environment(run.reference, run.candidate),
+            warnings=((while_examined,) if ran else ()) + run.reference.warnings + shown.outputs.warnings(),
+            sample=shown.index,
+            samples=tuple(told),
+        )
+
+
+def _ran(
+    candidate: Candidate,
+) -> tuple[Mapping[str, Any], Mapping[str, Any], RuntimeDiedError | None]:
+    """What the candidate gives as it ships and with every tensor visible, up to where the runtime died."""
+    shipped: Mapping[str, Any] = {}
+    try:
+        shipped = candidate.shipped
+        tapped = candidate.tapped
+    except RuntimeDiedError as death:
+        return shipped, {}, death
+    return shipped, tapped, None
 
 
 def _drawn(run: Runner, shown: _Judged, found: Sequence[Divergence]) -> tuple[Diagnosis, ...]:

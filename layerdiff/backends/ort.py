@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 
 from layerdiff.backends.base import Optimisation
 from layerdiff.backends.narrow import NARROW, narrowed, widened
-from layerdiff.errors import BackendError
+from layerdiff.errors import BackendError, Death, RuntimeDiedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,7 +27,10 @@ _ERRORS: tuple[type[Exception], ...] = (
     *(error for name in _OWN_ERRORS if (error := getattr(state, name, None)) is not None),
     RuntimeError,
     ValueError,
+    MemoryError,
 )
+# What onnxruntime and the C++ library below it say when an allocation fails.
+_MEMORY = re.compile(r"allocate memory|bad.?alloc|out of memory|Available memory of", re.IGNORECASE)
 
 # The graph transformers and rewrite rules of onnxruntime 1.31 (core/optimizer/graph_transformer_utils.cc); a name that
 # another version does not know is ignored there.
@@ -109,9 +113,7 @@ class OnnxRuntime:
                 source, options, providers=self._providers, disabled_optimizers=list(disabled) or None
             )
         except _ERRORS as error:
-            raise BackendError(
-                f"onnxruntime {ort.__version__} refuses the model: {_first_line(error)}{self._advice(error)}"
-            ) from error
+            raise _failure("refuses the model", error, self._advice(error)) from error
 
     def _advice(self, error: Exception) -> str:
         """The next step where the runtime has no kernel for an operator in the type it gets."""
@@ -144,7 +146,7 @@ class _OrtSession:
         try:
             arrays = self._arrays(names, feeds)
         except _ERRORS as error:
-            raise BackendError(f"onnxruntime {ort.__version__} failed while running: {_first_line(error)}") from error
+            raise _failure("failed while running", error) from error
         return {n: a if isinstance(a, np.ndarray) else None for n, a in zip(names, arrays, strict=True)}
 
     def _arrays(self, names: list[str], feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[Any]:
@@ -158,6 +160,14 @@ class _OrtSession:
         }
         found = self._session.run_with_ort_values(names, given)
         return [widened(v) if v.data_type() in NARROW else v.numpy() for v in found]
+
+
+def _failure(what: str, error: Exception, advice: str = "") -> BackendError:
+    """The runtime's own words as an error of ours."""
+    text = _first_line(error)
+    if isinstance(error, MemoryError) or _MEMORY.search(str(error)):
+        return RuntimeDiedError(f"onnxruntime {ort.__version__} ran out of memory: {text}", Death.MEMORY)
+    return BackendError(f"onnxruntime {ort.__version__} {what}: {text}{advice}")
 
 
 def _first_line(error: Exception) -> str:

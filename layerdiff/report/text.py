@@ -47,7 +47,9 @@ def verdict(report: Report) -> str:
     first = report.first_divergence
     if first is None:
         return " ".join([*opening, *_without_origin(report, where), *_cause(report, opening), *_remedy(report)])
-    named = bool(report.diagnoses) and report.diagnoses[0].cause != "unknown"
+    named = bool(report.diagnoses) and (
+        report.diagnoses[0].cause != "unknown" or report.diagnoses[0].summary == first.summary
+    )
     summary_of_first = "" if named else f": {first.summary}"
     sentences = [*opening, f"{_accusation(first)}{summary_of_first}{where}.", *_also_possible(first)]
     sentences += _cause(report, opening)
@@ -81,7 +83,7 @@ def repair_lines(report: Report) -> list[str]:
 
 def _without_origin(report: Report, where: str) -> list[str]:
     """What is known of a difference that has no origin; of a sample that was refused, the runtime's own words."""
-    if all(output.agrees for output in report.outputs):
+    if all(output.agrees or output.actual_shape is None for output in report.outputs):
         return list(dict.fromkeys(f"{sample.refused}." for sample in report.samples if sample.refused))
     return [_diffuse(report.diffuse, report, where) if report.diffuse else _unlocated(report, where)]
 
@@ -153,6 +155,7 @@ def _accusation(first: Divergence) -> str:
         Kind.COMPUTED: "is the first layer that diverges",
         Kind.DROPPED: "is the first layer that diverges",
         Kind.REWIRED: "is the first layer that diverges",
+        Kind.DIED: "is where the runtime died",
         Kind.INSERTED: "is the layer behind which the graph first diverges",
     }[first.kind]
     return f"{_name(first)} {verb}{error}"

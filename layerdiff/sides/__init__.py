@@ -6,6 +6,6 @@ runtime that can run any part of it.
 
 from layerdiff.sides.base import CandidateSide, ReferenceSide
 from layerdiff.sides.onnx_candidate import OnnxCandidate
-from layerdiff.sides.open import open_candidate, open_reference
+from layerdiff.sides.open import isolation_of, open_candidate, open_reference
 
-__all__ = ["CandidateSide", "OnnxCandidate", "ReferenceSide", "open_candidate", "open_reference"]
+__all__ = ["CandidateSide", "OnnxCandidate", "ReferenceSide", "isolation_of", "open_candidate", "open_reference"]

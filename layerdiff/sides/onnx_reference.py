@@ -53,12 +53,16 @@ class OnnxReference:
 
     kind = "ONNX"
 
-    def __init__(self, source: str | Path | onnx.ModelProto, backend: Backend | None = None) -> None:
+    def __init__(
+        self, source: str | Path | onnx.ModelProto, backend: Backend | None = None, twin: Backend | None = None
+    ) -> None:
         self.label = Path(source).name if isinstance(source, (str, Path)) else "ModelProto"
         self.warnings: tuple[str, ...] = ()
         self._source = source
         self._graph = Graph(load(source))
         self._backend = backend or OnnxRuntime()
+        self._twin = twin or OnnxRuntime(threads=1)
+        self.backends = (self._backend, self._twin)
         self._running: tuple[Sample, Candidate] | None = None
 
     def feeds(self, sample: Sample) -> dict[str, Array]:
@@ -86,7 +90,7 @@ class OnnxReference:
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every tensor to a run in float64, node by node."""
         run = self._with(sample)
-        of_tensors = noise_floor_of(run)
+        of_tensors = noise_floor_of(run, self._twin)
         names = tensor_values(run.graph)
         floor = {value: of_tensors[name] for name, value in names.items() if name in of_tensors}
         self._note_own_optimisations(run, reference, floor)

@@ -17,7 +17,7 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
-from layerdiff.backends import OnnxRuntime, Optimisation
+from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError
 from layerdiff.graph import RANDOM
 from layerdiff.noise import floor_of, gap_of
@@ -25,6 +25,7 @@ from layerdiff.noise import floor_of, gap_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from layerdiff.backends import Backend
     from layerdiff.candidate import Candidate
     from layerdiff.graph import Graph
     from layerdiff.model import Noise
@@ -42,13 +43,13 @@ UNSEEN_ULPS = 4.0
 _FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16})
 
 
-def noise_floor_of(run: Candidate) -> dict[str, Noise]:
-    """The noise floor of every computed tensor, by name."""
+def noise_floor_of(run: Candidate, runtime: Backend) -> dict[str, Noise]:
+    """The noise floor of every computed tensor, by name; single nodes run in `runtime`."""
     graph = run.graph
     known: dict[str, Array] = {**run.constants, **run.tapped}
     wide: dict[str, Shadow] = {n: _widened(a) for n, a in known.items() if graph.producer.get(n) is None}
     wide |= {name: _widened(array) for name, array in run.constants.items()}
-    twin = _Twin(graph)
+    twin = _Twin(graph, runtime)
     last_use = {name: index for index in sorted(graph.live_nodes) for name in graph.nodes[index].reads}
     floor: dict[str, Noise] = {}
     for index in sorted(graph.live_nodes):
@@ -81,9 +82,9 @@ def _judged(expected: Array, shadow: Array | None, *, exact: bool) -> tuple[Arra
 class _Twin:
     """Runs single nodes in float64; sessions are kept for nodes that are alike."""
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, runtime: Backend) -> None:
         self._graph = graph
-        self._runtime = OnnxRuntime(threads=1)
+        self._runtime = runtime
         self._sessions: dict[bytes, Run | None] = {}
         self._left = SECONDS
 

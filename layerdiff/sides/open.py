@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import torch
 
-from layerdiff.backends import OnnxRuntime
+from layerdiff.backends import Isolated, Isolation, OnnxRuntime
 from layerdiff.capture import type_of
 from layerdiff.errors import InputError
 from layerdiff.sides.exported import module_of
@@ -22,7 +22,25 @@ if TYPE_CHECKING:
     from layerdiff.sides.base import CandidateSide, ReferenceSide
 
 
-def open_reference(reference: Any) -> ReferenceSide:
+def isolation_of(isolate: Any) -> Isolation | None:
+    """How runtimes are kept apart; None where they run in this process.
+
+    Raises
+    ------
+    InputError
+        It is no way to isolate.
+
+    """
+    if isolate == "none":
+        return None
+    if isolate == "process":
+        return Isolation()
+    if isinstance(isolate, Isolation):
+        return isolate
+    raise InputError(f'isolate: wanted "none", "process" or an Isolation(time_limit_seconds=…), got {isolate!r}')
+
+
+def open_reference(reference: Any, isolation: Isolation | None = None) -> ReferenceSide:
     """The reference side of what was handed in.
 
     Raises
@@ -39,14 +57,14 @@ def open_reference(reference: Any) -> ReferenceSide:
         return TorchReference(module, type_of(module))
     source = getattr(reference, "model_proto", reference)
     if isinstance(source, (str, Path, onnx.ModelProto)):
-        return OnnxReference(source)
+        return OnnxReference(source, _apart(OnnxRuntime(), isolation), _apart(OnnxRuntime(threads=1), isolation))
     raise InputError(
         "reference: wanted a torch.nn.Module, an ExportedProgram, or an ONNX model (the path of an .onnx file or a "
         f"ModelProto), got a {type(reference).__name__}; pass the model itself"
     )
 
 
-def open_candidate(candidate: Any, backend: Backend | None) -> CandidateSide:
+def open_candidate(candidate: Any, backend: Backend | None, isolation: Isolation | None = None) -> CandidateSide:
     """The candidate side of what was handed in.
 
     Raises
@@ -67,4 +85,8 @@ def open_candidate(candidate: Any, backend: Backend | None) -> CandidateSide:
             "candidate: wanted the path of an .onnx file, an onnx.ModelProto, an ONNXProgram, a torch.nn.Module or an "
             f"ExportedProgram, got {type(source).__name__}"
         )
-    return OnnxCandidate(source, backend or OnnxRuntime())
+    return OnnxCandidate(source, _apart(backend or OnnxRuntime(), isolation))
+
+
+def _apart(backend: Backend, isolation: Isolation | None) -> Backend:
+    return backend if isolation is None else Isolated(backend, isolation)
