@@ -205,11 +205,14 @@ class _Job:
         if shown is None:
             assert refusal is not None  # there is at least one sample
             raise refusal
-        try:
-            return self.examine(shown, told, bar)
-        except RuntimeDiedError as death:
-            bar.stage("looking for the node at which the runtime dies")
-            return self.fallen(shown, told, death)
+        death = shown.death
+        if death is None:
+            try:
+                return self.examine(shown, told, bar)
+            except RuntimeDiedError as error:
+                death = error
+        bar.stage("looking for the node at which the runtime dies")
+        return self.fallen(shown, told, death)
 
     def judge(self, index: int, sample: Sample, bar: Progress) -> _Judged:
         """Run one sample on both sides and compare the outputs."""
@@ -238,8 +241,6 @@ class _Job:
 
     def examine(self, shown: _Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
         """The report on one sample."""
-        if shown.death is not None:
-            raise shown.death
         outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
         observed = observe(shown.candidate, outputs, shown.results)
         bar.stage("aligning layers")
