@@ -11,8 +11,10 @@ import numpy as np
 from layerdiff.backends import Optimisation
 from layerdiff.errors import RuntimeDiedError
 from layerdiff.flatten import flattened, left_whole
-from layerdiff.graph import RANDOM, Graph
+from layerdiff.graph import RANDOM, Graph, Injection, counting
 from layerdiff.layout import after, inverse, named
+from layerdiff.portions import portions
+from layerdiff.store import Shelf, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
     import onnx
 
     from layerdiff.backends import Backend
-    from layerdiff.graph import Injection
     from layerdiff.layout import Axes
+    from layerdiff.store import Held
 
     Array = np.ndarray[Any, Any]
 
@@ -38,6 +40,7 @@ class Candidate:
         feeds: Mapping[str, Array],
         layout: Mapping[str, Axes] | None = None,
         formats: Mapping[str, str] | None = None,
+        store: Store | None = None,
     ) -> None:
         self.graph = graph
         self.layout = dict(layout or {})
@@ -45,14 +48,16 @@ class Candidate:
         self._fed = dict(feeds)
         self._source = source
         self._backend = backend
+        self._store = store or Store()
 
     def in_layout(self, layout: Mapping[str, Axes]) -> Candidate:
         """The candidate that shows tensors, and takes values for them, with their axes permuted."""
         if not layout:
             return self
-        found = Candidate(self._source, self.graph, self._backend, self._fed, layout, self.formats)
+        found = Candidate(self._source, self.graph, self._backend, self._fed, layout, self.formats, self._store)
         found.__dict__["shipped"] = self.shipped
-        found.__dict__["tapped"] = found.shown(self.tapped)
+        found.__dict__["_portions"] = self._portions
+        found.__dict__["tapped"] = self.tapped.turned(layout)
         return found
 
     @property
@@ -102,7 +107,7 @@ class Candidate:
     def as_optimised(self, level: Optimisation) -> Candidate:
         """The candidate with the graph that the runtime really runs at an optimisation level."""
         graph = Graph(self._backend.optimised(self._source, level), take_apart=False)
-        return Candidate(self._source, graph, self._backend, self._fed).flat()
+        return Candidate(self._source, graph, self._backend, self._fed, store=self._store).flat()
 
     @property
     def passes(self) -> Sequence[str]:
@@ -115,7 +120,9 @@ class Candidate:
             model = flattened(self.graph.model, self._named)
         except RuntimeDiedError:  # told when the model that ships is run
             return self
-        return self if model is self.graph.model else Candidate(self._source, Graph(model), self._backend, self._fed)
+        if model is self.graph.model:
+            return self
+        return Candidate(self._source, Graph(model), self._backend, self._fed, store=self._store)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -130,16 +137,16 @@ class Candidate:
         return self._backend.open(Graph(model).rewritten(names), Optimisation.NONE).run(self._fed)
 
     @cached_property
-    def tapped(self) -> dict[str, Array]:
+    def tapped(self) -> Shelf[str]:
         """Every tensor that the graph computes, and its inputs, from one run without optimisations."""
-        return self.feeds | self._run(list(self.graph.computed), (), None, None)
+        return self._every({}).beside(self.feeds)
 
     @cached_property
     def unstable(self) -> frozenset[str]:
         """The tensors that differ between two runs on the same inputs; only looked for where a node draws at random."""
         if not any(self.graph.nodes[index].op in RANDOM for index in self.graph.live_nodes):
             return frozenset()
-        again = self._run(list(self.graph.computed), (), None, None)
+        again = self._every({})
         return frozenset(
             n for n, a in again.items() if not np.array_equal(a, self.tapped[n], equal_nan=a.dtype.kind == "f")
         )
@@ -156,9 +163,9 @@ class Candidate:
             stored |= self._run(derived, (), nodes, {})
         return stored
 
-    def isolated(self, injections: Sequence[Injection]) -> dict[str, Array]:
-        """Every tensor of the graph when the injected tensors are read with the given values instead of their own."""
-        return self._run(list(self.graph.computed), injections, None, None)
+    def isolated(self, values: Mapping[str, Array]) -> Shelf[str]:
+        """Every tensor of the graph when some tensors are read with the given values instead of their own."""
+        return self._every(values)
 
     def outputs_with(self, injections: Sequence[Injection]) -> dict[str, Array]:
         """The graph's outputs when the injected tensors are replaced; an output that is itself injected is replaced."""
@@ -193,15 +200,49 @@ class Candidate:
 
     def fed(self, feeds: Mapping[str, Array]) -> Candidate:
         """The same graph with other inputs."""
-        return Candidate(self._source, self.graph, self._backend, feeds, self.layout, self.formats)
+        return Candidate(self._source, self.graph, self._backend, feeds, self.layout, self.formats, self._store)
 
     def cut(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
         """The model of a few nodes alone: from the sources to one tensor."""
         return self.graph.rewritten([target], nodes=nodes, sources=sources)
 
+    def _every(self, values: Mapping[str, Array]) -> Shelf[str]:
+        """Every tensor that the graph computes, where some are read with the given values instead of their own.
+
+        Where memory may not hold it all, one portion of the graph runs after the other. A node computes the same from
+        the same operands, whatever else is in its graph.
+        """
+        portions = self._portions
+        if len(portions) == 1:
+            found = self._run(portions[0], [Injection(name, value) for name, value in values.items()], None, None)
+            return Shelf({name: self._store.keep(array) for name, array in found.items()})
+        made: dict[str, Held] = {}
+        for names in portions:
+            nodes, start = self.graph.leading_to(names, {*made, *values})
+            injections = [Injection(n, self.as_in_file(n, values[n])) for n in sorted(start) if n in values]
+            sources = {n: made[n].array if n in made else self._fed[n] for n in sorted(start) if n not in values}
+            found = self._in_file(names, injections, nodes, sources)
+            made |= {name: self._store.keep(found.pop(name)) for name in list(found)}
+        return Shelf(made).turned(self.layout)
+
+    @cached_property
+    def _portions(self) -> list[Sequence[str]]:
+        """The computed tensors in groups that memory holds."""
+        names = list(self.graph.computed)
+        most_bytes = self._store.most_at_once(sum(array.nbytes for array in self._fed.values()) * len(names))
+        if most_bytes is None or len(names) < 2:
+            return [names]
+        return portions(self.graph, names, self._sizes(names), most_bytes) or [names]
+
+    def _sizes(self, names: Sequence[str]) -> dict[str, int]:
+        """About how many bytes each tensor takes, from a run that gives their sizes alone."""
+        counted = counting(self.graph.rewritten(names))
+        found = self._backend.open(counted, Optimisation.NONE).run(self._fed)
+        return {name: 4 * int(count) for name, count in zip(names, found.values(), strict=True) if count is not None}
+
     def _run(
         self,
-        outputs: list[str],
+        outputs: Sequence[str],
         injections: Sequence[Injection],
         nodes: Iterable[int] | None,
         sources: Mapping[str, Array] | None,
@@ -212,7 +253,18 @@ class Candidate:
         if self.layout:
             injections = [replace(i, value=self.as_in_file(i.tensor, i.value)) for i in injections]
             sources = None if sources is None else {n: self.as_in_file(n, a) for n, a in sources.items()}
+        return self.shown(self._in_file(outputs, injections, nodes, sources, optimisation))
+
+    def _in_file(
+        self,
+        outputs: Sequence[str],
+        injections: Sequence[Injection],
+        nodes: Iterable[int] | None,
+        sources: Mapping[str, Array] | None,
+        optimisation: Optimisation = Optimisation.NONE,
+    ) -> dict[str, Array]:
+        """The same, with all axes as the file has them."""
         model = self.graph.rewritten(outputs, injections, nodes=nodes, sources=sources)
         feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
         arrays = self._backend.open(model, optimisation).run(feeds)
-        return self.shown({name: array for name, array in arrays.items() if array is not None})
+        return {name: array for name, array in arrays.items() if array is not None}

@@ -24,7 +24,8 @@ from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.model import CONTAINER, Call, Operand, Reference, Replay, Site, Value
 from layerdiff.signature import signature_of
-from layerdiff.tensors import named_tensors, storage_of, tensors_in, to_array
+from layerdiff.store import Made, Store
+from layerdiff.tensors import as_array, has_numbers, named_tensors, storage_of, tensors_in
 from layerdiff.unset import UnsetMemory
 from layerdiff.untouched import inner_modules_run, nothing_is_compiled, uncompiled, untouched
 
@@ -33,12 +34,14 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from layerdiff.store import Held
+
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
 ATOMIC = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
 
 
-def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
-    """The dataflow graph of one forward pass; the model is left exactly as it was.
+def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], store: Store | None = None) -> Reference:
+    """The dataflow graph of one forward pass, its values kept in a store; the model is left exactly as it was.
 
     Raises
     ------
@@ -46,7 +49,7 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
         The forward pass raised; the model's own exception is the cause.
 
     """
-    return record(Recorder(model), args, kwargs)
+    return record(Recorder(model, store), args, kwargs)
 
 
 def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
@@ -93,9 +96,10 @@ class _OpenCall:
 class Recorder(TorchDispatchMode):
     """Sees every operator and every module call, and keeps a copy of every value."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, store: Store | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
+        self._store = store or Store()
         self._paths: dict[int, list[str]] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             self._paths.setdefault(id(module), []).append(path)
@@ -120,9 +124,10 @@ class Recorder(TorchDispatchMode):
         """Run one operator."""
         return func(*args, **kwargs)
 
-    def keep(self, index: int, tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:  # noqa: ARG002  the twin needs it
+    def keep(self, index: int, tensor: torch.Tensor) -> Held | None:  # noqa: ARG002  the twin needs it
         """What is stored for a new value."""
-        return to_array(tensor)
+        array = as_array(tensor)
+        return None if array is None else self._store.keep_copy(array)
 
     # Operators.
 
@@ -214,9 +219,9 @@ class Recorder(TorchDispatchMode):
     ) -> int:
         index = len(self._values)
         dtype = str(tensor.dtype).removeprefix("torch.")
-        array = None if parameter or self._memory.reaches(tensor) else self.keep(index, tensor)
+        held = None if parameter or self._memory.reaches(tensor) else self.keep(index, tensor)
         shape = tuple(tensor.shape) + ((2,) if tensor.is_complex() else ())
-        self._values.append(Value(index, shape, dtype, array, site, parameter, constant))
+        self._values.append(Value(index, shape, dtype, held, site, parameter, constant))
         return index
 
     def _owner(self) -> int:
@@ -340,7 +345,8 @@ class Recorder(TorchDispatchMode):
 
     def reference(self) -> Reference:
         """What was recorded."""
-        arrays = {name: array for name, t in self._state.items() if (array := to_array(t)) is not None}
+        dense = {name: tensor for name, tensor in self._state.items() if has_numbers(tensor)}
+        arrays = Made(dense, lambda name: _array_of(dense[name]))  # a large model's weights are there already
         called = {call.layer for call in self._calls.values()}
         users: dict[str, str] = {}
         for site in self._sites:
@@ -355,6 +361,12 @@ class Recorder(TorchDispatchMode):
         calls = tuple(self._calls[index] for index in sorted(self._calls))
         values, sites = tuple(self._values), tuple(self._sites)
         return Reference(values, sites, calls, self._inputs, self._outputs, arrays, uncalled)
+
+
+def _array_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    array = as_array(tensor)
+    assert array is not None
+    return array
 
 
 def is_rebuilt(module: nn.Module) -> bool:

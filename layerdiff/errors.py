@@ -9,6 +9,7 @@ LayerdiffError
 ├── BackendError        the runtime refused the graph or failed while it ran it
 │   └── RuntimeDiedError  the runtime crashed, hung or ran out of memory
 ├── AlignmentError      reference and candidate cannot be paired at all
+├── SpillError          what memory_limit= keeps out of memory cannot be written to disk
 ├── RepairError         the file cannot be corrected as asked
 │   └── PatchError      a change does not fit the graph that it is applied to
 └── ReproduceError      no case can be cut out of the model and the file
@@ -68,6 +69,10 @@ class RuntimeDiedError(BackendError):
 
 class AlignmentError(LayerdiffError):
     """Reference and candidate have nothing that can be paired."""
+
+
+class SpillError(LayerdiffError):
+    """What `memory_limit` keeps out of memory cannot be written to disk."""
 
 
 class RepairError(LayerdiffError):

@@ -259,6 +259,24 @@ class Graph:
                 todo += self.nodes[index].reads
         return nodes, start
 
+    def leading_to(self, targets: Iterable[str], stop: Iterable[str]) -> tuple[set[int], set[str]]:
+        """The nodes that lead to some tensors, and what of `stop` and of the graph's inputs they start from."""
+        nodes: set[int] = set()
+        start: set[str] = set()
+        border = set(stop)
+        todo = [self.producer[name] for name in targets]
+        while todo:
+            index = todo.pop()
+            if index in nodes:
+                continue
+            nodes.add(index)
+            for name in self.nodes[index].reads:
+                if name in border or (name not in self.producer and name not in self.initializers):
+                    start.add(name)
+                elif name in self.producer:
+                    todo.append(self.producer[name])
+        return nodes, start
+
     def rewritten(
         self,
         outputs: Sequence[str],
@@ -352,6 +370,15 @@ def in_double(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]])
     except Exception:  # noqa: BLE001  the evaluator raises whatever numpy does
         return None
     return np.asarray(result)
+
+
+def counting(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, changed so that each output gives the number of its elements only."""
+    for port in model.graph.output:
+        model.graph.node.append(onnx.helper.make_node("Size", [port.name], [f"{port.name}__size"]))
+        size = onnx.helper.make_tensor_value_info(f"{port.name}__size", onnx.TensorProto.INT64, [])
+        port.CopyFrom(size)
+    return model
 
 
 def default_attributes(op: str, domain: str, opset: int) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from layerdiff.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from layerdiff.store import Held
+
 
 CONTAINER = "a container: only its members run"
 
@@ -116,10 +118,15 @@ class Value:
     index: int
     shape: tuple[int, ...]
     dtype: str
-    array: np.ndarray[Any, Any] | None
+    held: Held | None
     site: int | None = None
     parameter: str | None = None
     constant: bool = False
+
+    @property
+    def array(self) -> np.ndarray[Any, Any] | None:
+        """Its numbers, read from disk where the memory limit sent them there; None where there are no dense ones."""
+        return None if self.held is None else self.held.array
 
 
 @dataclass(frozen=True, slots=True)

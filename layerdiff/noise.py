@@ -17,7 +17,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from layerdiff.capture import Recorder, record
 from layerdiff.measure import mask_like
 from layerdiff.model import Noise
-from layerdiff.tensors import tensors_in, to_array
+from layerdiff.tensors import as_array, tensors_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -94,15 +94,14 @@ class _Twin(Recorder):
             self._shadows[leaf] = _widened(leaf)
         return self._shadows[leaf]
 
-    def keep(self, index: int, tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
+    def keep(self, index: int, tensor: torch.Tensor) -> None:
         if index >= len(self._reference_values):
-            return None
+            return
         expected = self._reference_values[index].array
-        wide, plain = to_array(self._shadow_of(tensor)), to_array(tensor)
+        wide, plain = as_array(self._shadow_of(tensor)), as_array(tensor)
         if expected is None or wide is None or plain is None or wide.shape != expected.shape:
-            return None
+            return
         self.floor[index] = floor_of(expected, np.maximum(gap_of(expected, wide), gap_of(expected, plain)))
-        return None
 
 
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

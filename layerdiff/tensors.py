@@ -18,12 +18,23 @@ _WIDENED = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64} | {
 }
 
 
+def has_numbers(tensor: torch.Tensor) -> bool:
+    """Whether a tensor can be an array; sparse, nested and meta tensors cannot."""
+    return tensor.layout is torch.strided and tensor.device.type != "meta" and not tensor.is_nested
+
+
 def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
     """A copy of a tensor as an array; None for what has no dense numbers (sparse, nested, meta).
 
     Complex numbers become pairs of real ones along a new last axis, which is how ONNX graphs hold them.
     """
-    if tensor.layout is not torch.strided or tensor.device.type == "meta" or tensor.is_nested:
+    array = as_array(tensor)
+    return None if array is None else array.copy()
+
+
+def as_array(tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
+    """A tensor as an array that may share its memory, else as `to_array` gives it."""
+    if not has_numbers(tensor):
         return None
     if tensor.is_quantized:
         tensor = tensor.dequantize()
@@ -32,7 +43,7 @@ def to_array(tensor: torch.Tensor) -> np.ndarray[Any, Any] | None:
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     array: np.ndarray[Any, Any] = tensor.cpu().numpy()
-    return array.copy()
+    return array
 
 
 def named_tensors(tree: Any) -> dict[str, torch.Tensor]:

@@ -248,7 +248,7 @@ def test_a_replay_gives_the_numbers_of_the_module(build: Callable[[], nn.Module]
     shipped, tapped = candidate.shipped, candidate.tapped
     assert np.array_equal(shipped["output"], tapped["output"])
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-    again = candidate.isolated([])
+    again = candidate.isolated({})
     assert all(np.array_equal(again[name], array) for name, array in tapped.items() if name in again)
 
 

@@ -9,6 +9,7 @@ is an origin: good values go in, a wrong one comes out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,9 +23,9 @@ from layerdiff.align.layout import layouts, turned
 from layerdiff.align.names import affinity
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
-from layerdiff.graph import Injection
 from layerdiff.model import Evidence, Pair
 from layerdiff.operators import base_name, is_batch_norm, likeness
+from layerdiff.store import Made, Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +61,7 @@ class Alignment:
     constants: dict[int, list[str]] = field(default_factory=dict)
     proposed: dict[int, Pair] = field(default_factory=dict)
     isolated_matches: dict[int, list[str]] = field(default_factory=dict)
-    isolated: dict[str, Array] = field(default_factory=dict)
+    isolated: Mapping[str, Array] = field(default_factory=dict)
     tied: dict[tuple[int, int], dict[str, Tie]] = field(default_factory=dict)
     families: dict[int, structure.Family] = field(default_factory=dict)
     unconfirmed: frozenset[int] = frozenset()
@@ -147,10 +148,11 @@ class Alignment:
         e, a = (np.nan_to_num(x.reshape(-1).astype(np.float64), posinf=0.0, neginf=0.0) for x in (array, actual))
         return bool(np.linalg.norm(a - e) <= RESEMBLANCE * np.linalg.norm(e)) or self.holds(value, actual)
 
-    def injections(self, pairs: Mapping[str, int]) -> list[Injection]:
-        """What feeds each tensor its expected value."""
+    def expected(self) -> Made[str]:
+        """What each tensor with a counterpart should hold, without the graph's inputs; made when it is asked for."""
         inputs = {port.name for port in self.candidate.graph.inputs}
-        return [Injection(t, self.expected_for(t, v)) for t, v in pairs.items() if t not in inputs]
+        pairs = {tensor: value for tensor, value in self.forced().items() if tensor not in inputs}
+        return Made(pairs, lambda tensor: self.expected_for(tensor, pairs[tensor]))
 
 
 def align(
@@ -161,7 +163,7 @@ def align(
     given: Mapping[int, Pair] | None = None,
 ) -> Alignment:
     """Pair values with tensors; the outputs, and what the user has given, are paired from the start."""
-    known = {v.index: v.array for v in reference.values if v.array is not None and not v.constant}
+    known = Shelf({v.index: v.held for v in reference.values if v.held is not None and not v.constant})
     families = structure.value_families(reference)
     plain = match_values(known, candidate.tapped, limits)
     foreign = layouts(known, plain, candidate, limits)
@@ -174,7 +176,8 @@ def align(
         judged = metrics[value]
         if judged is not None and judged.agrees and name not in matched.get(value, ()):
             matched.setdefault(value, []).append(name)  # positions among equals: the same answer in other numbers
-    fixed = {v.index: v.array for v in reference.values if v.array is not None and v.constant and v.array.size > 1}
+    held = {v.index: v.held for v in reference.values if v.held is not None and v.constant}
+    fixed = Shelf({index: one for index, one in held.items() if math.prod(one.shape) > 1})
     constants = match_values(fixed, candidate.constants, limits)
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
     found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants, families=families)
@@ -183,7 +186,7 @@ def align(
     return _completed(found, known, settled=settled)
 
 
-def _completed(found: Alignment, known: Mapping[int, Array], *, settled: bool) -> Alignment:
+def _completed(found: Alignment, known: Shelf[int], *, settled: bool) -> Alignment:
     """The alignment with counterparts for what values could not pair, as far as runs confirm them."""
     candidate, limits = found.candidate, found.limits
     proposer = _Proposer(found)
@@ -194,13 +197,13 @@ def _completed(found: Alignment, known: Mapping[int, Array], *, settled: bool) -
         proposer.propose()
         if settled and not found.proposed:
             return found  # the outputs agree, and nothing inside is left that could differ
-        found.isolated = candidate.isolated(found.injections(found.forced()))
-        unmatched = {i: known[i] for i in proposer.unpaired_values() if i in known}
+        found.isolated = candidate.isolated(found.expected())
+        unmatched = known.only(proposer.unpaired_values())
         fresh = match_values(unmatched, proposer.open_tensors(), limits)
         found.isolated_matches |= fresh
         if not proposer.drop_refuted() and not fresh:
             break
-    found.isolated = candidate.isolated(found.injections(found.forced()))
+    found.isolated = candidate.isolated(found.expected())
     found.unconfirmed = proposer.unconfirmed()
     return found
 
@@ -276,15 +279,12 @@ class _Proposer:
                 found.append(value)
         return found
 
-    def open_tensors(self) -> dict[str, Array]:
+    def open_tensors(self) -> Mapping[str, Array]:
         """The live tensors of which nothing is paired, with their numbers in the latest run."""
         found, tapped = self._alignment, self._alignment.candidate.tapped
         taken = {name for family in map(self._tensor_families.get, found.forced()) if family for name in family.members}
-        return {
-            name: found.isolated.get(name, tapped[name])
-            for name in self._graph.computed
-            if self._graph.is_live(name) and name not in taken and name in tapped
-        }
+        names = [n for n in self._graph.computed if self._graph.is_live(n) and n not in taken and n in tapped]
+        return Made(dict.fromkeys(names), lambda name: found.isolated[name] if name in found.isolated else tapped[name])
 
     def _scores(self, values: list[int], tensors: list[str]) -> Array:
         reference, tapped = self._reference, self._alignment.candidate.tapped
@@ -302,10 +302,10 @@ class _Proposer:
             j_s = columns.get(key)
             if not j_s:
                 continue
-            arrays = [reference.values[values[i]].array for i in i_s]
+            arrays = (reference.values[values[i]].array for i in i_s)
             alike = structure.likenesses(
                 [sample(a) for a in arrays if a is not None],
-                [sample(latest.get(tensors[j], tapped[tensors[j]])) for j in j_s],
+                [sample(latest[tensors[j]] if tensors[j] in latest else tapped[tensors[j]]) for j in j_s],
             )
             for row, i in enumerate(i_s):
                 for column, j in enumerate(j_s):

@@ -58,7 +58,7 @@ def match_values(
     for name, array in actual.items():
         if array.size:
             groups.setdefault((array.size, comparable_kind(array)), []).append(name)
-    tables = {key: _Table(names, [actual[name] for name in names]) for key, names in groups.items()}
+    tables = {key: _Table(names, (actual[name] for name in names)) for key, names in groups.items()}
     found: dict[int, list[str]] = {}
     for index, array in expected.items():
         table = tables.get((array.size, comparable_kind(array)))

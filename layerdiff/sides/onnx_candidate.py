@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from layerdiff.backends import Backend
     from layerdiff.samples import Sample
+    from layerdiff.store import Store
 
     Array = np.ndarray[Any, Any]
 
@@ -26,13 +27,15 @@ class OnnxCandidate:
 
     kind = "ONNX"
 
-    def __init__(self, source: str | Path | onnx.ModelProto, backend: Backend) -> None:
+    def __init__(self, source: str | Path | onnx.ModelProto, backend: Backend, store: Store | None = None) -> None:
         self.source = source
         self._graph = Graph(load(source))
         self.backend = backend
+        self._store = store
         self.label = Path(source).name if isinstance(source, (str, Path)) else "ModelProto"
 
     def fed(self, sample: Sample, feeds: Mapping[str, Array]) -> Candidate:
         """The candidate with one sample, its control flow laid flat."""
         del sample
-        return Candidate(self.source, self._graph, self.backend, feeds_for(self._graph.inputs, feeds)).flat()
+        fed = feeds_for(self._graph.inputs, feeds)
+        return Candidate(self.source, self._graph, self.backend, fed, store=self._store).flat()

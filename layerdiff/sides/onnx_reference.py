@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from layerdiff.graph import Node
     from layerdiff.model import Noise
     from layerdiff.samples import Sample
+    from layerdiff.store import Store
 
     Array = np.ndarray[Any, Any]
 
@@ -54,8 +55,13 @@ class OnnxReference:
     kind = "ONNX"
 
     def __init__(
-        self, source: str | Path | onnx.ModelProto, backend: Backend | None = None, twin: Backend | None = None
+        self,
+        source: str | Path | onnx.ModelProto,
+        backend: Backend | None = None,
+        twin: Backend | None = None,
+        store: Store | None = None,
     ) -> None:
+        self._store = store
         self.label = Path(source).name if isinstance(source, (str, Path)) else "ModelProto"
         self.warnings: tuple[str, ...] = ()
         self._source = source
@@ -98,7 +104,7 @@ class OnnxReference:
 
     def _with(self, sample: Sample) -> Candidate:
         if self._running is None or self._running[0] is not sample:
-            fed = Candidate(self._source, self._graph, self._backend, self.feeds(sample))
+            fed = Candidate(self._source, self._graph, self._backend, self.feeds(sample), store=self._store)
             self._running = (sample, fed.flat())
         return self._running[1]
 
@@ -134,7 +140,7 @@ class _Builder:
     def __init__(self, run: Candidate) -> None:
         self._graph = run.graph
         self._numbers = tensor_values(run.graph)
-        self._known = {**run.constants, **run.tapped}
+        self._known = run.tapped.beside(run.constants)
         self._nodes = [run.graph.nodes[index] for index in sorted(run.graph.live_nodes)]
         self._parameters = self._stored()
 
@@ -164,9 +170,9 @@ class _Builder:
         if name in self._parameters:
             array = self._parameters[name]
             return Value(self._numbers[name], array.shape, str(array.dtype), None, None, name, constant)
-        known = self._known.get(name)
-        shape, dtype = ((), "") if known is None else (known.shape, str(known.dtype))
-        return Value(self._numbers[name], shape, dtype, known, site, None, constant)
+        held = self._known.held(name)
+        shape, dtype = ((), "") if held is None else (held.shape, str(held.dtype))
+        return Value(self._numbers[name], shape, dtype, held, site, None, constant)
 
     def _site(self, index: int, node: Node, owner: int) -> Site:
         reads = tuple(self._numbers[name] for name in node.reads)

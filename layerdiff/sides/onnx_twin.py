@@ -46,15 +46,16 @@ _FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.Tens
 def noise_floor_of(run: Candidate, runtime: Backend) -> dict[str, Noise]:
     """The noise floor of every computed tensor, by name; single nodes run in `runtime`."""
     graph = run.graph
-    known: dict[str, Array] = {**run.constants, **run.tapped}
-    wide: dict[str, Shadow] = {n: _widened(a) for n, a in known.items() if graph.producer.get(n) is None}
-    wide |= {name: _widened(array) for name, array in run.constants.items()}
+    known = run.tapped.beside(run.constants)
+    wide: dict[str, Shadow] = {}
+    sources = {name for name in known if name in run.constants or name not in graph.producer}
     twin = _Twin(graph, runtime)
     last_use = {name: index for index in sorted(graph.live_nodes) for name in graph.nodes[index].reads}
     floor: dict[str, Noise] = {}
     for index in sorted(graph.live_nodes):
         node = graph.nodes[index]
-        shadows, exact = twin.outputs(index, {name: wide[name] for name in node.reads if name in wide}, known)
+        operands = {n: wide[n] if n in wide else _widened(known[n]) for n in node.reads if n in wide or n in sources}
+        shadows, exact = twin.outputs(index, operands, known)
         for slot, name in enumerate(node.outputs):
             shadow = shadows[slot] if slot < len(shadows) else None
             if isinstance(shadow, list):

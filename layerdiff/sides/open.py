@@ -20,6 +20,7 @@ from layerdiff.sides.torch_reference import TorchReference
 if TYPE_CHECKING:
     from layerdiff.backends import Backend
     from layerdiff.sides.base import CandidateSide, ReferenceSide
+    from layerdiff.store import Store
 
 
 def isolation_of(isolate: Any) -> Isolation | None:
@@ -40,8 +41,10 @@ def isolation_of(isolate: Any) -> Isolation | None:
     raise InputError(f'isolate: wanted "none", "process" or an Isolation(time_limit_seconds=…), got {isolate!r}')
 
 
-def open_reference(reference: Any, isolation: Isolation | None = None) -> ReferenceSide:
-    """The reference side of what was handed in.
+def open_reference(
+    reference: Any, isolation: Isolation | None = None, store: Store | None = None
+) -> ReferenceSide:
+    """The reference side of what was handed in; its activations are kept in the store.
 
     Raises
     ------
@@ -51,21 +54,24 @@ def open_reference(reference: Any, isolation: Isolation | None = None) -> Refere
     """
     if isinstance(reference, torch.export.ExportedProgram):
         module, notes = module_of(reference)
-        return TorchReference(module, "ExportedProgram", notes)
+        return TorchReference(module, "ExportedProgram", notes, store)
     if isinstance(reference, torch.nn.Module):
         module = plain(reference)
-        return TorchReference(module, type_of(module))
+        return TorchReference(module, type_of(module), store=store)
     source = getattr(reference, "model_proto", reference)
     if isinstance(source, (str, Path, onnx.ModelProto)):
-        return OnnxReference(source, _apart(OnnxRuntime(), isolation), _apart(OnnxRuntime(threads=1), isolation))
+        own, twin = _apart(OnnxRuntime(), isolation), _apart(OnnxRuntime(threads=1), isolation)
+        return OnnxReference(source, own, twin, store)
     raise InputError(
         "reference: wanted a torch.nn.Module, an ExportedProgram, or an ONNX model (the path of an .onnx file or a "
         f"ModelProto), got a {type(reference).__name__}; pass the model itself"
     )
 
 
-def open_candidate(candidate: Any, backend: Backend | None, isolation: Isolation | None = None) -> CandidateSide:
-    """The candidate side of what was handed in.
+def open_candidate(
+    candidate: Any, backend: Backend | None, isolation: Isolation | None = None, store: Store | None = None
+) -> CandidateSide:
+    """The candidate side of what was handed in; its activations are kept in the store.
 
     Raises
     ------
@@ -77,15 +83,15 @@ def open_candidate(candidate: Any, backend: Backend | None, isolation: Isolation
         if backend is not None:
             raise InputError("backend: runs ONNX candidates; a torch candidate runs itself, so leave it out")
         if isinstance(candidate, torch.export.ExportedProgram):
-            return TorchCandidate(module_of(candidate)[0], "ExportedProgram")
-        return TorchCandidate(candidate, type_of(plain(candidate)))
+            return TorchCandidate(module_of(candidate)[0], "ExportedProgram", store)
+        return TorchCandidate(candidate, type_of(plain(candidate)), store)
     source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
     if not isinstance(source, (str, Path, onnx.ModelProto)):
         raise InputError(
             "candidate: wanted the path of an .onnx file, an onnx.ModelProto, an ONNXProgram, a torch.nn.Module or an "
             f"ExportedProgram, got {type(source).__name__}"
         )
-    return OnnxCandidate(source, _apart(backend or OnnxRuntime(), isolation))
+    return OnnxCandidate(source, _apart(backend or OnnxRuntime(), isolation), store)
 
 
 def _apart(backend: Backend, isolation: Isolation | None) -> Backend:

@@ -116,9 +116,13 @@ class _Replayed:
         stored = (tensor for tensor in self._model.graph.initializer if tensor.name not in known)
         values |= {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in stored}
         nodes = _needed(self._model.graph.node, set(names))
+        last = {name: at for at, node in enumerate(nodes) for name in node.input}
         with torch.no_grad():
-            for node in nodes:
+            for at, node in enumerate(nodes):
                 values |= self._made(node, values)
+                for name in set(node.input).difference(names):
+                    if last[name] == at:
+                        values.pop(name, None)
         return {name: to_array(self._tensor(values, name)) for name in names}
 
     def _made(self, node: onnx.NodeProto, values: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -131,6 +135,8 @@ class _Replayed:
     def _results(self, node: onnx.NodeProto, values: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         """By its recorded step, unless its operator or arguments were changed since."""
         own = {a.name: a.s.decode() for a in node.attribute if a.name != STEP}
+        if node.op_type == "Size":  # the one operator that is not of torch: see `Candidate`
+            return [torch.tensor(self._tensor(values, node.input[0]).numel())]
         number = next((a.i for a in node.attribute if a.name == STEP), None)
         if number is None or self._taped.arguments[number] != own:
             return run(node.op_type, own, [self._tensor(values, name) for name in node.input])

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from layerdiff.sides.tape import Tape
+    from layerdiff.store import Store
 
     Array = np.ndarray[Any, Any]
 
@@ -33,7 +34,8 @@ class TorchCandidate:
 
     kind = "PyTorch"
 
-    def __init__(self, module: nn.Module, label: str) -> None:
+    def __init__(self, module: nn.Module, label: str, store: Store | None = None) -> None:
+        self._store = store
         self.label = label
         self.backend = TorchTrace(module, compiler_of(module))
         self._plain: Any = plain(module)
@@ -48,7 +50,9 @@ class TorchCandidate:
             port.name: a for port, a in zip(taped.model.graph.input, map(to_array, tensors.values()), strict=True)
         }
         fed = {name: array for name, array in arrays.items() if array is not None}
-        return Candidate(taped.model, Graph(taped.model), self.backend.on(taped, used), fed, formats=taped.formats)
+        backend = self.backend.on(taped, used)
+        graph = Graph(taped.model)
+        return Candidate(taped.model, graph, backend, fed, formats=taped.formats, store=self._store)
 
     def _recorded(self, given: Sample) -> tuple[Tape, Sample]:
         """The tape, and the sample as the module took it: in its own float type where it takes no other."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from layerdiff.model import Noise, Reference
     from layerdiff.samples import Sample
+    from layerdiff.store import Store
 
     Array = np.ndarray[Any, Any]
 
@@ -29,8 +30,11 @@ class TorchReference:
 
     kind = "PyTorch"
 
-    def __init__(self, model: nn.Module, label: str, warnings: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, model: nn.Module, label: str, warnings: tuple[str, ...] = (), store: Store | None = None
+    ) -> None:
         self._model = model
+        self._store = store
         self.label = label
         self.warnings = (*_training_warning(model), *warnings)
 
@@ -41,7 +45,7 @@ class TorchReference:
 
     def capture(self, sample: Sample) -> Reference:
         """The dataflow graph of one forward pass."""
-        return capture(self._model, sample.args, sample.kwargs)
+        return capture(self._model, sample.args, sample.kwargs, self._store)
 
     def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
         """The values that differ in a second run from another seed; none where no operator draws at random."""
