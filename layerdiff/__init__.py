@@ -17,6 +17,7 @@ from layerdiff.errors import (
     ReproduceError,
     RuntimeDiedError,
     SampleError,
+    SpillError,
 )
 from layerdiff.model import (
     Coverage,
@@ -70,6 +71,7 @@ __all__ = [
     "RuntimeDiedError",
     "SampleError",
     "SampleResult",
+    "SpillError",
     "Status",
     "Tolerance",
     "Unrepaired",

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from layerdiff.errors import InputError, LayerdiffError, RepairError, ReproduceError
+from layerdiff.memory import parsed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -65,6 +66,9 @@ def trace(
     ] = None,
     isolate: Annotated[Isolate, typer.Option(help="run ONNX models in a process of their own, or here")] = APART,
     time_limit: Annotated[float, typer.Option(help="seconds that one run in that process may take")] = TIME_LIMIT,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="2GB, say: what goes beyond is kept on disk; default: half of what is free")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")] = False,
 ) -> None:
     """Find the first layer of an ONNX file that diverges from its PyTorch model."""
@@ -87,6 +91,7 @@ def trace(
         valid=None if valid is None else _masks(valid),
         pairs=pairs,
         isolate=_apart(isolate, time_limit),
+        memory_limit=None if memory_limit is None else parsed(memory_limit),
         progress=not quiet,
     )
     _show(report)
@@ -120,6 +125,9 @@ def diff(
     save: Annotated[Path | None, typer.Option(help="write the report as JSON, to be read back later")] = None,
     isolate: Annotated[Isolate, typer.Option(help="run ONNX models in a process of their own, or here")] = APART,
     time_limit: Annotated[float, typer.Option(help="seconds that one run in that process may take")] = TIME_LIMIT,
+    memory_limit: Annotated[
+        str | None, typer.Option(help="2GB, say: what goes beyond is kept on disk; default: half of what is free")
+    ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="no progress bar")] = False,
 ) -> None:
     """Find the first layer that a simplifier, an optimizer or an edit changed between two models."""
@@ -142,6 +150,7 @@ def diff(
             tolerance=fixed or "auto",
             granularity="op" if granularity is Granularity.OP else "module",
             isolate=apart,
+            memory_limit=None if memory_limit is None else parsed(memory_limit),
             progress=not quiet,
         )
     except LayerdiffError as error:

@@ -155,6 +155,9 @@ class _Segment:
         self._size = size_bytes
         self._end = 0
 
+    def __del__(self) -> None:  # nothing looks at it any more
+        self._file.close()
+
     def has_room_for(self, size_bytes: int) -> bool:
         return self._end + size_bytes <= self._size
 

@@ -27,6 +27,7 @@ from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.live import Live
 from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
+from layerdiff.memory import kept_bytes, limit_bytes
 from layerdiff.model import SampleResult, Tolerance
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.pairs import doubts, read_pairs, resolved, still_there
@@ -39,6 +40,7 @@ from layerdiff.settle import settle
 from layerdiff.several import judged, size_diagnosis
 from layerdiff.sides import isolation_of, open_candidate, open_reference
 from layerdiff.stability import random_diagnosis, reference_random
+from layerdiff.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -69,6 +71,7 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     granularity: Literal["module", "op"] = "module",
     valid: Mapping[str, Any] | str | Sequence[Mapping[str, Any] | str] | None = None,
     pairs: Mapping[str | tuple[str, int], str] | str | Path | None = None,
+    memory_limit: int | None = None,
     progress: bool = True,
 ) -> Report:
     """The first layer at which a model disagrees with the one it was made from, with proof.
@@ -106,6 +109,10 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         Which tensor holds a layer's result, where that is known: ``{"layer1.0.conv": "/conv1/Conv_output_0"}``, or the
         YAML file that `Report.write_pairs` writes. ``"act#1"`` or ``("act", 1)`` is the second call of a layer,
         ``"lstm[1]"`` the second tensor of a tuple, ``"block:aten.add.Tensor"`` an operator in a layer's own forward.
+    memory_limit
+        How much memory, in bytes, the trace may take besides what the process holds when it begins; half of what is
+        free by default. Activations beyond a quarter of it go to temporary files (see TMPDIR), and the graph runs in
+        portions; the answer is the same. One run of each side as it ships, with its weights, must fit.
     progress
         Show a progress bar on stderr.
 
@@ -117,20 +124,23 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         The reference module raised.
     BackendError
         The runtime refused the graph, or the candidate module raised.
+    SpillError
+        What `memory_limit` keeps out of memory cannot be written to disk.
     AlignmentError
         No output of the reference could be paired with one of the candidate.
 
     """
     _check_options(tolerance, granularity)
-    isolation = isolation_of(isolate)
-    expected, actual = open_reference(reference, isolation), open_candidate(candidate, backend, isolation)
+    isolation, store = isolation_of(isolate), Store(kept_bytes(limit_bytes(memory_limit)))
+    expected = open_reference(reference, isolation, store)
+    actual = open_candidate(candidate, backend, isolation, store)
     fixed = None if isinstance(tolerance, str) else tolerance
     runner = Runner(expected, actual, fixed, valid)
     options: dict[str, Any] = {"tolerance": tolerance, "backend": backend, "granularity": granularity, "valid": valid}
-    again = partial(trace, reference, **options, isolate=isolate, progress=False)
+    again = partial(trace, reference, **options, isolate=isolate, memory_limit=memory_limit, progress=False)
     kept = None if isinstance(inputs, Iterator) else inputs  # an iterator is used up
     try:
-        with Progress(enabled=progress) as bar:
+        with store, Progress(enabled=progress) as bar:
             report = _Job(runner, granularity, read_pairs(pairs)).run(inputs, bar)
     finally:
         runner.rest()

@@ -36,6 +36,7 @@ PUBLIC = [
     "RuntimeDiedError",
     "SampleError",
     "SampleResult",
+    "SpillError",
     "Status",
     "Tolerance",
     "Unrepaired",

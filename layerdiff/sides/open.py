@@ -41,9 +41,7 @@ def isolation_of(isolate: Any) -> Isolation | None:
     raise InputError(f'isolate: wanted "none", "process" or an Isolation(time_limit_seconds=…), got {isolate!r}')
 
 
-def open_reference(
-    reference: Any, isolation: Isolation | None = None, store: Store | None = None
-) -> ReferenceSide:
+def open_reference(reference: Any, isolation: Isolation | None = None, store: Store | None = None) -> ReferenceSide:
     """The reference side of what was handed in; its activations are kept in the store.
 
     Raises
