@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -27,10 +27,17 @@ from layerdiff.signature import signature_of
 from layerdiff.store import Made, Store
 from layerdiff.tensors import as_array, has_numbers, named_tensors, storage_of, tensors_in
 from layerdiff.unset import UnsetMemory
-from layerdiff.untouched import inner_modules_run, nothing_is_compiled, uncompiled, untouched
+from layerdiff.untouched import (
+    compiler_is_loaded,
+    forget_compiled,
+    inner_modules_run,
+    nothing_is_compiled,
+    uncompiled,
+    untouched,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
 
@@ -38,6 +45,8 @@ if TYPE_CHECKING:
 
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
 ATOMIC = frozenset({"RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell"})
+
+R = TypeVar("R", bound="Recorder")
 
 
 def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], store: Store | None = None) -> Reference:
@@ -49,11 +58,31 @@ def capture(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], st
         The forward pass raised; the model's own exception is the cause.
 
     """
-    return record(Recorder(model, store), args, kwargs)
+    return record(lambda: Recorder(model, store), args, kwargs).reference()
 
 
-def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Reference:
-    """The dataflow graph that a recorder saw during one forward pass of its model."""
+def record(make: Callable[[], R], args: Sequence[Any], kwargs: Mapping[str, Any]) -> R:
+    """A recorder that has seen one forward pass of its model.
+
+    Loading torch's compiler takes longer than most models run, so that is left to a model that uses it; such a model is
+    recorded once more, by then with the compiler told to leave everything as it is written.
+    """
+    if compiler_is_loaded():
+        return _recorded(make(), args, kwargs)
+    try:
+        recorder = _recorded(make(), args, kwargs)
+    except ReferenceFailedError:
+        if not compiler_is_loaded():
+            raise
+    else:
+        if not compiler_is_loaded():
+            return recorder
+    forget_compiled()
+    return _recorded(make(), args, kwargs)
+
+
+def _recorded(recorder: R, args: Sequence[Any], kwargs: Mapping[str, Any]) -> R:
+    """The recorder, after one forward pass of its model."""
     model = recorder.model
     args, kwargs = tree_map_only(torch.Tensor, torch.clone, (tuple(args), dict(kwargs)))  # a model may write to them
     with ExitStack() as stack:
@@ -72,7 +101,7 @@ def record(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -
             where = recorder.where() or "the root module"
             message = f"the reference model raised {type(error).__name__} in {where}: {error}"
             raise ReferenceFailedError(message) from error
-    return recorder.reference()
+    return recorder
 
 
 @dataclasses.dataclass(slots=True)
@@ -132,6 +161,11 @@ class Recorder(TorchDispatchMode):
     # Operators.
 
     supports_higher_order_operators = True
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: it would load the compiler only to tell it so; see `record`."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

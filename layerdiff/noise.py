@@ -46,13 +46,11 @@ def noise_floor(
     The twin runs without oneDNN: its plain kernels add up in another order, a second and independent look at rounding.
     A value is left out where the twin did not compute the same graph (a model whose control flow is random, say).
     """
-    twin = _Twin(model, reference)
     before = torch.backends.mkldnn.set_flags(False)[0]
     try:
-        record(twin, args, kwargs)
+        return record(lambda: _Twin(model, reference), args, kwargs).floor
     finally:
         torch.backends.mkldnn.set_flags(before)
-    return twin.floor
 
 
 class _Twin(Recorder):

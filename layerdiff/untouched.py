@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -53,15 +54,25 @@ def inner_modules_run() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
+def compiler_is_loaded() -> bool:
+    """Whether anything in this process has asked for torch's compiler."""
+    return "torch._dynamo" in sys.modules
+
+
+def forget_compiled() -> None:
+    """Let torch's compiler forget all that it has seen."""
+    torch.compiler.reset()
+
+
 @contextmanager
 def nothing_is_compiled() -> Iterator[None]:
-    """Let what torch.compile wraps run as it is written.
+    """Let what torch.compile wraps run as it is written, where the compiler is loaded.
 
     Control flow operators compile their bodies on their own, and a compiler that sees a frame under a dispatch mode
     remembers to skip it: a later torch.export of the same model would fail.
     """
     set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    if set_stance is None:
+    if set_stance is None or not compiler_is_loaded():
         yield
         return
     with set_stance("force_eager"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -391,3 +392,25 @@ def test_a_difference_outside_of_the_sampled_positions_is_seen() -> None:
         other = x.copy()
         other[index] = 1
         assert match_values({1: x}, {"t": other}, {1: up_to(1e-6)}) == {}
+
+
+@given(
+    shape=st.sampled_from([(1,), (3, 5), (7, 1, 2), (200, 300), (16_384,), (16_385,)]),
+    scale=st.sampled_from([1e-42, 1e-6, 1.0, 80.0, 5e3]),
+    apart=st.sampled_from([0.0, 1e-8, 1e-6, 1e-3, 2.0]),
+    seed=st.integers(0, 1000),
+)
+def test_the_pass_over_blocks_gives_what_whole_arrays_in_double_precision_give(
+    shape: tuple[int, ...], scale: float, apart: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    expected = (scale * rng.standard_normal(shape)).astype(np.float32)
+    actual = (expected + scale * apart * rng.standard_normal(shape)).astype(np.float32)
+    noise = Noise(1e-7 * scale, 0.0)
+    blocks = measure(expected, actual, noise=noise, tolerance=None)
+    # Arrays of doubles take the other way; the type that they stand for is given.
+    whole = measure(expected.astype(float), actual.astype(float), dtype="float32", noise=noise, tolerance=None)
+    exact = ("max_abs", "worst_index", "within", "limit", "times_limit", "agrees", "max_ulp")
+    assert all(getattr(blocks, name) == getattr(whole, name) for name in exact)
+    rest = [field.name for field in fields(Metrics) if field.name not in exact]
+    assert [getattr(blocks, name) for name in rest] == pytest.approx([getattr(whole, name) for name in rest], rel=1e-9)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from itertools import pairwise, permutations
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -69,49 +70,82 @@ def _plain_form(wanted: Array, array: Array, axes: tuple[int, ...]) -> Carried:
     return Carried.TRANSPOSED
 
 
-def in_parts(wanted: Array, constants: Mapping[str, Array]) -> Held | None:
+def in_parts(wanted: Array, constants: Mapping[str, Stored]) -> Held | None:
     """Where the rows (or columns) of an array stand in larger or several constants; or a constant that is one slice."""
     if wanted.size < 2 or not wanted.ndim:
         return None
-    stored = [
-        (name, view, np.ascontiguousarray(view).tobytes())
-        for name, array in constants.items()
-        if array.dtype == wanted.dtype and array.size > 1
-        for view in ([array, np.swapaxes(array, -1, -2)] if array.ndim >= 2 else [array])
-    ]
+    stored = [view for one in constants.values() if one.array.size > 1 for view in one.views(wanted.dtype)]
     views = [wanted] if wanted.ndim < 2 else [wanted, np.swapaxes(wanted, -1, -2)]
     for view in views:
-        rows = view.shape[0]
-        start = np.ascontiguousarray(view).reshape(-1)[: view.size // rows][:_START].tobytes()
-        if _place(start, stored, wanted.itemsize) is None:
+        rows, row = view.shape[0], view.size // view.shape[0]
+        flat = _bits(view[: max(1, _START // row)])[:_START]
+        if _place(flat, stored, row) is None:
             continue  # every way to cut it begins with these numbers
         for parts in (n for n in _PARTS if rows % n == 0):
-            chunks = [np.ascontiguousarray(chunk).tobytes() for chunk in np.split(view, parts)]
-            places = [place for chunk in chunks if (place := _place(chunk, stored, wanted.itemsize)) is not None]
+            chunks = [_bits(chunk) for chunk in np.split(view, parts)]
+            places = [place for chunk in chunks if (place := _place(chunk, stored, row)) is not None]
             if len(places) == parts and _in_order(places):
                 return Held(places[0][0], Carried.MERGED if parts == 1 else Carried.SPLIT, wanted)
-    whole = np.ascontiguousarray(wanted).tobytes()
-    slices = (n for n, view, raw in stored if view.size * 8 >= wanted.size and _at(whole, raw, wanted.itemsize) >= 0)
+    whole = _bits(wanted)
+    row = wanted.size // wanted.shape[0]
+    slices = (v.name for v in stored if v.array.size * 8 >= wanted.size and v.at(whole, row) >= 0)
     name = next(slices, None)
     return None if name is None else Held(name, Carried.SPLIT, wanted)
 
 
-def _place(part: bytes, stored: Sequence[tuple[str, Array, bytes]], step: int) -> tuple[str, int] | None:
-    """The first constant that has some bytes in it, and where."""
-    return next(((name, at) for name, _, raw in stored if (at := _at(raw, part, step)) >= 0), None)
+class Stored:
+    """A constant of the file, and its memory in the orders in which others may stand inside it."""
+
+    def __init__(self, name: str, array: Array) -> None:
+        self.array = array
+        swapped = [np.swapaxes(array, -1, -2)] if array.ndim >= 2 else []
+        self._views = [_View(name, view) for view in (array, *swapped) if view.ndim and view.size]
+
+    def views(self, dtype: np.dtype[Any]) -> list[_View]:
+        """The array as it is and with its last axes exchanged; none where it is of another type."""
+        return self._views if self.array.dtype == dtype else []
+
+
+class _View:
+    """One order of a constant's numbers."""
+
+    def __init__(self, name: str, array: Array) -> None:
+        self.name = name
+        self.array = array
+        # Where rows begin; of a stack of matrices that stand on their sides the matrices' own.
+        lying = array.flags.c_contiguous or array.ndim <= 2
+        self._row = array.size // len(array) if lying else array.shape[-1]
+        self._starts = _bits(array.reshape(len(array), -1)[:, 0] if lying else array[..., 0])
+
+    @cached_property
+    def _flat(self) -> Array:
+        return _bits(self.array)
+
+    def at(self, part: Array, row: int) -> int:
+        """Where some numbers stand, negative where they do not; they begin a row of either side's."""
+        found = np.flatnonzero(self._starts == part[0]) * self._row
+        if self.array.flags.c_contiguous and row > 1 and row % self._row:
+            found = np.union1d(found, np.flatnonzero(self._flat[::row] == part[0]) * row)
+        for place in found:
+            if all(np.array_equal(self._flat[place : place + n], part[:n]) for n in (_START, part.size)):
+                return int(place)
+        return -1
+
+
+def _bits(array: Array) -> Array:
+    """The numbers of an array in memory order, as integers of their size: NaN is equal to itself then."""
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.view(f"u{flat.itemsize}") if flat.itemsize in (1, 2, 4, 8) else flat
+
+
+def _place(part: Array, stored: Sequence[_View], row: int) -> tuple[str, int] | None:
+    """The first constant that has some numbers in it, and where."""
+    return next(((view.name, at) for view in stored if (at := view.at(part, row)) >= 0), None)
 
 
 def _in_order(places: Sequence[tuple[str, int]]) -> bool:
     """Whether the parts that stand in one constant follow each other as they should."""
     return all(b > a for (one, a), (two, b) in pairwise(places) if one == two)
-
-
-def _at(raw: bytes, part: bytes, step: int) -> int:
-    """Where some bytes stand in others, at the place of an element; negative where they do not."""
-    start = raw.find(part)
-    while start >= 0 and start % step:
-        start = raw.find(part, start + 1)
-    return start
 
 
 def rounded(wanted: Array, constants: Mapping[str, Array], formats: Mapping[str, str]) -> Held | None:

@@ -16,7 +16,7 @@ from layerdiff.audit.folds import (
     output_axis,
     views_of,
 )
-from layerdiff.audit.forms import held, in_parts, layout_of, quantised, rounded
+from layerdiff.audit.forms import Stored, held, in_parts, layout_of, quantised, rounded
 from layerdiff.operators import base_name
 from layerdiff.weights import Carried, WeightResult, WeightVerdict
 
@@ -59,6 +59,7 @@ class Judge:
         self._constants = constants
         self._formats = formats
         self._steps = steps
+        self._stored: dict[str, Stored] = {}
         self._halves: dict[tuple[Any, ...], _Half | None] = {}
         self._readers: dict[int, list[Site]] = {}
         for site in reference.sites:
@@ -90,8 +91,14 @@ class Judge:
         return (
             rounded(wanted, constants, self._formats)
             or quantised(wanted, constants, self._steps)
-            or in_parts(wanted, constants)
+            or in_parts(wanted, {name: self._kept(name, array) for name, array in constants.items()})
         )
+
+    def _kept(self, name: str, array: Array) -> Stored:
+        """A constant, looked into once for all parameters."""
+        if name not in self._stored:
+            self._stored[name] = Stored(name, array)
+        return self._stored[name]
 
     def _result(self, operand: Operand, name: str, how: Carried, wanted: Array, array: Array) -> WeightResult:
         """A parameter that was found. Rounding counts as a difference only where the file's format had room for all."""

@@ -39,9 +39,8 @@ class Tape:
 
 def record_tape(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tape:
     """One forward pass of a module as a tape; the module is left exactly as it was."""
-    recorder = _TapeRecorder(model)
-    graph = record(recorder, args, kwargs)
-    return Tape(graph, recorder.steps, recorder.constants, recorder.packed)
+    recorder = record(lambda: _TapeRecorder(model), args, kwargs)
+    return Tape(recorder.reference(), recorder.steps, recorder.constants, recorder.packed)
 
 
 class _TapeRecorder(Recorder):
