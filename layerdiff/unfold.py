@@ -1,8 +1,9 @@
 """Which of two to blame: a layer, or the BatchNorm that was folded into it. The weights in the file tell, else values.
 
 A fold leaves one weight ``f W`` and one bias ``f (b - mean) + beta`` for both, with ``f = gamma / sqrt(var + eps)``.
-What no factor per channel makes of the layer's weight is the layer's own fault, and a fold that is right acquits the
-norm. Another factor or another bias can be either's: then the one that is not accused is named as equally possible.
+What no factor per channel makes of the layer's weight is the layer's own fault, whatever else was folded into it, and a
+fold that is right acquits the norm. Another factor or another bias can be either's: then the one that is not accused
+is named as equally possible.
 """
 
 from __future__ import annotations
@@ -38,6 +39,9 @@ def unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> tuple[l
     """The sites to blame, without the innocent one of a fold, and those that could be to blame as well."""
     norms = [s for s in sites if "batch_norm" in base_name(s.op)]
     heavy = [s for s in sites if base_name(s.op) in ("convolution", "addmm", "mm")]
+    damaged = [s for s in heavy if _is_damaged(alignment, origin, s)]
+    if len(damaged) == 1:
+        return damaged, []
     if len(norms) != 1 or len(heavy) != 1 or heavy[0].outputs[0] not in norms[0].inputs:
         return sites, []
     names = parameters_of_sites(alignment.reference)
@@ -49,6 +53,23 @@ def unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> tuple[l
     if verdict is Verdict.RIGHT:
         return rest or heavy, []
     return (norms, heavy) if verdict is Verdict.NORM else (heavy, [])
+
+
+def _is_damaged(alignment: Alignment, origin: Origin, site: Site) -> bool:
+    """Whether the weight of a layer is in the file, and is not the model's whatever was folded into it."""
+    weight = _weight(alignment.reference, site)
+    carried = [] if weight is None else carried_as(weight, constants_of(alignment, origin))
+    if weight is None or not carried:
+        return False
+    residuals = [channel_factors(weight, array)[1] for array in carried]
+    residuals += [channel_factors(weight.swapaxes(0, 1), array.swapaxes(0, 1))[1] for array in carried]
+    return min(residuals) > 3 * _TOLERANCE
+
+
+def _weight(reference: Reference, site: Site) -> Array | None:
+    """A layer's weight with its output channels first; None where it has none."""
+    own = [reference.parameters[name] for name in parameters_of_sites(reference).get(site.index, ())]
+    return next((by_output_channel(reference, site, array) for array in own if array.ndim >= 2), None)
 
 
 def constants_of(alignment: Alignment, origin: Origin) -> list[Array]:
@@ -65,8 +86,7 @@ def _verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site, *, s
     """
     reference = alignment.reference
     names = parameters_of_sites(reference)
-    own = [reference.parameters[name] for name in names.get(heavy.index, ())]
-    weight = next((by_output_channel(reference, heavy, array) for array in own if array.ndim >= 2), None)
+    weight = _weight(reference, heavy)
     carried = [] if weight is None else carried_as(weight, constants_of(alignment, origin))
     if weight is None or not carried:
         return _affine_verdict(alignment, origin, heavy)

@@ -255,3 +255,24 @@ def test_rounded_weights_are_no_fold_of_the_layer_behind(trace: Trace) -> None:
     report = trace(model, convert_float_to_float16(proto, keep_io_types=True), inputs)
     assert report.divergences == ()
     assert report.diffuse is not None
+
+
+class Gated(nn.Module):
+    """An activation between two layers, whose result a forward scales."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - 0.3 * self.second(nn.functional.gelu(self.first(x), approximate="tanh"))
+
+
+def test_a_damaged_weight_is_blamed_whatever_else_was_folded_into_it(trace: Trace) -> None:
+    """onnxsim folds the 0.3 of the forward, and the half of the activation, into the weights between them."""
+    wrong = fill(Gated())
+    with torch.no_grad():
+        wrong.second.weight += 0.3 * wrong.second.weight.std() * torch.randn(wrong.second.weight.shape)
+    proto = treat(export(wrong, (IMAGE,), Exporter.TORCHSCRIPT), Treatment.ONNXSIM)
+    (found,) = trace(fill(Gated()), proto, IMAGE).divergences
+    assert found.layer == "second"

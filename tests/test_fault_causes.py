@@ -6,10 +6,11 @@ import itertools
 
 from benchmarks.faults import KINDS, ONE_CALL_KINDS, Fault, Foundry
 from benchmarks.faults.causes import CAUSES, SLUGS, causes_of
+from benchmarks.faults.small import SMALL_KINDS
 
 
 def test_every_kind_of_fault_has_causes_of_the_list() -> None:
-    assert set(CAUSES) == {*KINDS, *ONE_CALL_KINDS}
+    assert set(CAUSES) == {*KINDS, *ONE_CALL_KINDS, *SMALL_KINDS}
     for kind, causes in CAUSES.items():
         assert causes, kind
         assert causes <= SLUGS - {"unknown"}, kind

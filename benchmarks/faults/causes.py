@@ -76,6 +76,15 @@ CAUSES: dict[str, frozenset[str]] = {
     "interpolate-mode": frozenset({"resize"}),
     # Another index; counting from one is an addition or another table of positions, moved columns are a roll.
     "index-off": frozenset({"indexing", "extra-op", "constant"}),
+    # The same at one small size: as what they are a smaller version of.
+    "small-noise": _ANY_PARAMETER,
+    "small-bias": _ANY_PARAMETER,
+    "small-scale": _ANY_PARAMETER,
+    "small-channel": frozenset({"weights"}),
+    "small-epsilon": frozenset({"bn-folding", "epsilon"}),
+    "small-statistics": frozenset({"bn-folding", "weights"}),
+    # Weight and bias of a convolution or a linear layer.
+    "small-factor": frozenset({"weights"}),
 }
 # One of the above, which `causes_of` reads from the fault.
 CAUSES["one-call"] = frozenset().union(*CAUSES.values())
