@@ -11,6 +11,7 @@ from layerdiff.errors import (
     FixedShapeError,
     InputError,
     LayerdiffError,
+    MissingExtraError,
     ModelFileError,
     ReferenceFailedError,
     RepairError,
@@ -34,23 +35,32 @@ from layerdiff.model import (
     Tolerance,
     Unrepaired,
 )
+from layerdiff.pipeline.detection_model import DetectionComparison, DetectionMatch, Reason, UnmatchedDetection
 from layerdiff.report import Report, load
 from layerdiff.weights import WeightResult
 
 if TYPE_CHECKING:
     from layerdiff.backends import Isolation
+    from layerdiff.pipeline.compare import compare_detections
     from layerdiff.simplifiers import guilty_passes
     from layerdiff.tracing import trace
 
 __version__ = "0.1.0"
 
 # What needs torch, onnx or a runtime is loaded when it is first used: a saved report opens without them.
-_LATER = {"Isolation": "layerdiff.backends", "guilty_passes": "layerdiff.simplifiers", "trace": "layerdiff.tracing"}
+_LATER = {
+    "Isolation": "layerdiff.backends",
+    "compare_detections": "layerdiff.pipeline.compare",
+    "guilty_passes": "layerdiff.simplifiers",
+    "trace": "layerdiff.tracing",
+}
 
 __all__ = [
     "AlignmentError",
     "BackendError",
     "Coverage",
+    "DetectionComparison",
+    "DetectionMatch",
     "Diagnosis",
     "Diffuse",
     "Divergence",
@@ -60,8 +70,10 @@ __all__ = [
     "LayerResult",
     "LayerdiffError",
     "Metrics",
+    "MissingExtraError",
     "ModelFileError",
     "OutputResult",
+    "Reason",
     "ReferenceFailedError",
     "Repair",
     "RepairError",
@@ -74,8 +86,10 @@ __all__ = [
     "SpillError",
     "Status",
     "Tolerance",
+    "UnmatchedDetection",
     "Unrepaired",
     "WeightResult",
+    "compare_detections",
     "guilty_passes",
     "load",
     "trace",

@@ -1,8 +1,12 @@
-"""The command line: ``layerdiff trace | diff | report | doctor``. Exit 0: agrees, 1: diverges, 2: could not tell."""
+"""The command line: ``layerdiff trace | diff | detections | report | doctor``.
+
+Exit 0: agrees, 1: diverges, 2: could not tell.
+"""
 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
 import traceback
 from dataclasses import replace
@@ -168,6 +172,56 @@ def diff(
     _show(report)
     _write(report, html=html, plot=plot, csv=csv, save=save, pairs=None)
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
+
+
+@app.command()
+def detections(
+    expected: Annotated[
+        Path, typer.Argument(help="what is right: COCO .json, YOLO .txt or a folder of them, .npy, .npz")
+    ],
+    actual: Annotated[Path, typer.Argument(help="what is judged, in any of these forms")],
+    raw: Annotated[
+        list[Path] | None, typer.Option(help="raw head output (.npy): one for both sides, or twice, expected first")
+    ] = None,
+    image_size: Annotated[str | None, typer.Option(help="WIDTHxHEIGHT in pixels, where files hold shares")] = None,
+    labels: Annotated[Path | None, typer.Option(help="true boxes, for average precision of both sides")] = None,
+    image: Annotated[Path | None, typer.Option(help="the image that --plot draws the boxes on")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write the boxes of both sides as a picture")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the table of boxes")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the comparison as JSON")] = None,
+) -> None:
+    """Compare two sets of detections, and find the settings that explain what differs."""
+    import layerdiff
+    from layerdiff.report.archive import need_folder, write_atomically
+
+    for target in filter(None, (plot, csv, save)):
+        need_folder(target)
+    if raw and len(raw) > 2:
+        raise InputError(f"--raw was given {len(raw)} times: wanted one file for both sides, or two")
+    given = None if not raw else tuple(raw) if len(raw) == 2 else raw[0]
+    found = layerdiff.compare_detections(expected, actual, raw=given, image_size=_width_height(image_size))
+    console = Console()
+    console.print(str(found), markup=False, highlight=False, soft_wrap=True)
+    if labels is not None:
+        console.print(found.accuracy(labels).to_string(index=False, float_format="{:.3f}".format), markup=False)
+    if plot is not None:
+        found.plot(image, path=plot)
+    if csv is not None:
+        found.to_frame().to_csv(csv, index=False)
+    if save is not None:
+        write_atomically(save, json.dumps(found.to_dict(), indent=1, allow_nan=False))
+    for path in filter(None, (plot, csv, save)):
+        console.print(f"wrote {path}", markup=False, soft_wrap=True)
+    raise typer.Exit(AGREES if found.agrees else DIVERGES)
+
+
+def _width_height(option: str | None) -> tuple[int, int] | None:
+    if option is None:
+        return None
+    width, _, height = option.lower().partition("x")
+    if not width.isdigit() or not (height or width).isdigit():
+        raise InputError(f"--image-size {option}: wanted WIDTHxHEIGHT in pixels, for instance 1280x720")
+    return int(width), int(height or width)
 
 
 @app.command()

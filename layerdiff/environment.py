@@ -17,6 +17,9 @@ OPTIONAL = {
     "onnxscript": "torch.onnx.export(dynamo=True)",
     "onnxsim": "simplifying exports",
     "onnxslim": "simplifying exports",
+    "scipy": "comparing detections",
+    "pycocotools": "average precision",
+    "opencv-python-headless": "images and stages of pipelines",
     "safetensors": "the demo's weights",
 }
 

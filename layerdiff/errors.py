@@ -12,7 +12,8 @@ LayerdiffError
 ├── SpillError          what memory_limit= keeps out of memory cannot be written to disk
 ├── RepairError         the file cannot be corrected as asked
 │   └── PatchError      a change does not fit the graph that it is applied to
-└── ReproduceError      no case can be cut out of the model and the file
+├── ReproduceError      no case can be cut out of the model and the file
+└── MissingExtraError   a package that is not among layerdiff's own requirements is needed
 """
 
 from __future__ import annotations
@@ -85,3 +86,12 @@ class PatchError(RepairError):
 
 class ReproduceError(LayerdiffError):
     """No runnable case of a divergence can be handed over."""
+
+
+class MissingExtraError(LayerdiffError):
+    """A package that only some parts of layerdiff need is not installed."""
+
+    def __init__(self, purpose: str, package: str, extra: str = "pipeline") -> None:
+        super().__init__(
+            f"{purpose} needs {package}, which is not installed: python -m pip install 'layerdiff[{extra}]'"
+        )
