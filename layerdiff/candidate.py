@@ -10,11 +10,12 @@ import numpy as np
 
 from layerdiff.backends import Optimisation
 from layerdiff.errors import RuntimeDiedError
+from layerdiff.external import with_weights
 from layerdiff.flatten import flattened, left_whole
 from layerdiff.graph import RANDOM, Graph, Injection, counting
 from layerdiff.layout import after, inverse, named
 from layerdiff.portions import portions
-from layerdiff.store import Shelf, Store
+from layerdiff.store import Made, Shelf, Store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -152,16 +153,21 @@ class Candidate:
         )
 
     @cached_property
-    def constants(self) -> dict[str, Array]:
+    def constants(self) -> Made[str]:
         """The numbers of every constant operand: initializers, and tensors computed from initializers alone."""
         graph = self.graph
         read = {name for node in graph.nodes for name in node.inputs if name in graph.constant}
-        stored = {name: a for name in read & graph.initializers if (a := graph.initializer(name)) is not None}
-        derived = sorted(read - graph.initializers)
-        if derived:
-            nodes = set().union(*(graph.region(name, ())[0] for name in derived))
-            stored |= self._run(derived, (), nodes, {})
-        return stored
+        stored = [name for name in read & graph.initializers if graph.is_dense(name)]
+        names = sorted(read - graph.initializers)
+        nodes = {node for name in names for node in graph.region(name, ())[0]}
+        derived = self._run(names, (), nodes, {})
+
+        def numbers(name: str) -> Array:
+            found = derived[name] if name in derived else graph.initializer(name)
+            assert found is not None
+            return found
+
+        return Made(dict.fromkeys((*stored, *derived)), numbers)
 
     def isolated(self, values: Mapping[str, Array]) -> Shelf[str]:
         """Every tensor of the graph when some tensors are read with the given values instead of their own."""
@@ -204,7 +210,7 @@ class Candidate:
 
     def cut(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
         """The model of a few nodes alone: from the sources to one tensor."""
-        return self.graph.rewritten([target], nodes=nodes, sources=sources)
+        return with_weights(self.graph.rewritten([target], nodes=nodes, sources=sources))
 
     def _every(self, values: Mapping[str, Array]) -> Shelf[str]:
         """Every tensor that the graph computes, where some are read with the given values instead of their own.

@@ -23,6 +23,7 @@ from onnx.reference import ReferenceEvaluator
 
 from layerdiff.copying import DROPPED_ATTRIBUTES, Copier, Injection, captured_by, quiet
 from layerdiff.errors import InputError, ModelFileError
+from layerdiff.external import FOLDER, checked, folder_of, is_outside, numbers, without_weights
 from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
 from layerdiff.outlets import with_outlets
 from layerdiff.unfuse import unfused
@@ -79,7 +80,7 @@ class Node:
 
 
 def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
-    """The model in a file, with its external data.
+    """The model in a file; large weights stay where they are, see `external.py`.
 
     Raises
     ------
@@ -97,7 +98,7 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     if not path.is_file():
         raise ModelFileError(f"{path}: no such file; give the path of an .onnx file")
     try:
-        model = onnx.load_model(path, load_external_data=False)
+        model = without_weights(path)
     except (DecodeError, ValueError) as error:
         raise ModelFileError(
             f"{path}: not an ONNX model, or truncated ({path.stat().st_size} bytes); export or copy it again"
@@ -105,13 +106,12 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     if not model.HasField("graph") or not model.ir_version:
         raise ModelFileError(f"{path}: parses as protobuf but holds no ONNX graph; is this another kind of file?")
     try:
-        onnx.load_external_data_for_model(model, str(path.parent))
+        return checked(model)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
         wanted = sorted({e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"})
         raise ModelFileError(
             f"{path}: external data cannot be read ({error}); it belongs beside the model as {', '.join(wanted)}"
         ) from error
-    return model
 
 
 class Graph:
@@ -126,6 +126,8 @@ class Graph:
         if take_apart:
             model = with_outlets(unfused(model))
         self.model = model
+        self._folder = folder_of(model)
+        self._read: dict[str, np.ndarray[Any, Any]] = {}
         with quiet():
             self._gs: gs.Graph = gs.import_onnx(model)
         proto_nodes = [n for n in model.graph.node]  # noqa: C416  a list that can be indexed beside gs nodes
@@ -231,13 +233,23 @@ class Graph:
         """Whether some graph output depends on the tensor."""
         return self.producer.get(tensor, -1) in self.live_nodes or tensor in {port.name for port in self.inputs}
 
+    def is_dense(self, name: str) -> bool:
+        """Whether an initializer's numbers are all stored; a sparse one's are not."""
+        return name in self._stored
+
     def initializer(self, name: str) -> np.ndarray[Any, Any] | None:
-        """The numbers of an initializer."""
+        """The numbers of an initializer; those of a large weight are read from its file as they are looked at."""
         stored = self._stored.get(name)
         if stored is None:
             return None
-        array = np.asarray(onnx.numpy_helper.to_array(stored))
-        return array.astype(np.float32) if NARROW.get(stored.data_type) == onnx.TensorProto.FLOAT else array
+        if name in self._read:
+            return self._read[name]
+        array = numbers(stored, self._folder)
+        if NARROW.get(stored.data_type) == onnx.TensorProto.FLOAT:
+            array = array.astype(np.float32)
+        if not is_outside(stored):
+            self._read[name] = array
+        return array
 
     def region(self, target: str, stop: Iterable[str]) -> tuple[set[int], set[str]]:
         """The nodes that lead to a tensor from the tensors in `stop`, and which of those it starts from."""
@@ -309,6 +321,9 @@ class Graph:
             rewritten: onnx.ModelProto = gs.export_onnx(
                 graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
             )
+        if self._folder is not None:
+            entry = rewritten.metadata_props.add()
+            entry.key, entry.value = FOLDER, str(self._folder)
         for node, index in zip(list(rewritten.graph.node)[len(copier.narrowing) :], kept, strict=False):
             node.attribute.extend(a for a in self.model.graph.node[index].attribute if a.type in DROPPED_ATTRIBUTES)
         return rewritten

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import onnx
 
 from layerdiff.errors import InputError, LayerdiffError
+from layerdiff.external import with_weights
 from layerdiff.graph import load
 from layerdiff.halving import smallest
 from layerdiff.model import Diagnosis, Tolerance
@@ -67,7 +68,7 @@ def guilty_passes(  # noqa: PLR0913  what trace() takes, and the tool
 
     if agrees(after):
         return None
-    model = load(before)
+    model = with_weights(load(before))
 
     def cured(passes: Sequence[str]) -> bool:
         made = used.simplified(model, passes)

@@ -45,6 +45,9 @@ class Backend(Protocol):
     ) -> Session:
         """A session for a model, with single optimisation passes turned off.
 
+        The weights of a ``ModelProto`` can be outside, as external data in the folder that its metadata names under
+        ``layerdiff.folder``; `with_weights` gives it with all of them inside.
+
         Raises
         ------
         BackendError

@@ -20,6 +20,7 @@ import numpy as np
 
 from layerdiff.backends.wire import BrokenWireError, receive, send
 from layerdiff.errors import BackendError, Death, InputError, RuntimeDiedError
+from layerdiff.external import folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -292,7 +293,7 @@ def _of_model(model: str | Path | onnx.ModelProto) -> tuple[dict[str, Any], dict
     """A model as a request: the absolute path of a file, or the bytes of a graph in memory."""
     if isinstance(model, (str, Path)):
         return {"path": str(Path(model).absolute())}, {}
-    return {}, {"model": np.frombuffer(model.SerializeToString(), np.uint8)}
+    return {"outside": folder_of(model) is not None}, {"model": np.frombuffer(model.SerializeToString(), np.uint8)}
 
 
 def _free_bytes() -> int | None:

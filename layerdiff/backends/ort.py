@@ -15,6 +15,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as state
 from layerdiff.backends.base import Optimisation
 from layerdiff.backends.narrow import NARROW, narrowed, widened
 from layerdiff.errors import BackendError, Death, RuntimeDiedError
+from layerdiff.external import folder_of, with_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -52,6 +53,10 @@ PASSES = (
     "Avx2WeightS8ToU8Transformer", "SliceConcatToSpaceToDepthFusion", "GroupQueryAttentionPreNormFusion",
     "IsInfReduceSumFusion", "NchwcTransformer", "NhwcTransformer", "ConvTransposeAddFusion",
 )  # fmt: skip
+
+# Where the external data of a model that is given as bytes lies.
+_FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
+_TAKES_FOLDER = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 19)
 
 _LEVELS = {
     Optimisation.AS_SHIPPED: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -107,7 +112,15 @@ class OnnxRuntime:
     def _session(
         self, model: str | Path | onnx.ModelProto, options: ort.SessionOptions, disabled: Sequence[str]
     ) -> ort.InferenceSession:
-        source = str(model) if isinstance(model, (str, Path)) else model.SerializeToString()
+        if isinstance(model, (str, Path)):
+            source: str | bytes = str(model)
+        else:
+            folder = folder_of(model)
+            if folder is not None and _TAKES_FOLDER:
+                options.add_session_config_entry(_FOLDER_ENTRY, str(folder))
+            elif folder is not None:
+                model = with_weights(model)
+            source = model.SerializeToString()
         try:
             return ort.InferenceSession(
                 source, options, providers=self._providers, disabled_optimizers=list(disabled) or None

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     import numpy as np
+    import onnx
 
     from layerdiff.backends.base import Backend, Session
 
@@ -94,17 +95,25 @@ class _Server:
 
 
 class _source:  # noqa: N801  reads as a function
-    """The path of a model: its own, or one under which the bytes that were sent can be read."""
+    """The path of a model: its own, or one under which the bytes that were sent can be read.
+
+    A model whose weights are outside comes as what it is: only its backend knows how to be told where they are.
+    """
 
     def __init__(self, request: Mapping[str, Any], arrays: Mapping[str, Array | None]) -> None:
         self._path: str | None = request.get("path")
         self._bytes = arrays.get("model")
+        self._outside = bool(request.get("outside"))
         self._descriptor: int | None = None
 
-    def __enter__(self) -> str:
+    def __enter__(self) -> str | onnx.ModelProto:
         if self._path is not None:
             return self._path
         assert self._bytes is not None
+        if self._outside:
+            import onnx
+
+            return onnx.load_model_from_string(self._bytes.tobytes())
         self._descriptor = anonymous_file()
         with open(self._descriptor, "wb", closefd=False) as file:
             file.write(self._bytes.data)

@@ -23,6 +23,7 @@ from layerdiff.operators import ONNX
 from layerdiff.samples import feeds_for
 from layerdiff.sides.onnx_scopes import calls_of, scopes_of
 from layerdiff.sides.onnx_twin import noise_floor_of
+from layerdiff.store import Made
 from layerdiff.tensors import named_tensors, to_array
 
 if TYPE_CHECKING:
@@ -144,14 +145,18 @@ class _Builder:
         self._nodes = [run.graph.nodes[index] for index in sorted(run.graph.live_nodes)]
         self._parameters = self._stored()
 
-    def _stored(self) -> dict[str, Array]:
+    def _stored(self) -> Made[str]:
         """Initializers, and the numbers of Constant nodes: simplifiers turn one into the other."""
-        graph = self._graph
-        found = {n: a for n in self._numbers if n in graph.initializers and (a := graph.initializer(n)) is not None}
-        for node in self._nodes:
-            if node.op == "Constant" and node.outputs[0] in self._known:
-                found[node.outputs[0]] = self._known[node.outputs[0]]
-        return {name: _plain(array) for name, array in found.items()}
+        graph, known = self._graph, self._known
+        names = [name for name in self._numbers if graph.is_dense(name)]
+        names += [n.outputs[0] for n in self._nodes if n.op == "Constant" and n.outputs[0] in known]
+
+        def numbers(name: str) -> Array:
+            array = graph.initializer(name) if graph.is_dense(name) else known[name]
+            assert array is not None
+            return _plain(array)
+
+        return Made(dict.fromkeys(names), numbers)
 
     def reference(self) -> Reference:
         """The whole graph."""
