@@ -61,6 +61,10 @@ class Candidate:
         found.__dict__["tapped"] = self.tapped.turned(layout)
         return found
 
+    def as_kept(self) -> Candidate:
+        """The candidate that shows every tensor as the file keeps it."""
+        return Candidate(self._source, self.graph, self._backend, self._fed, None, self.formats)
+
     @property
     def feeds(self) -> dict[str, Array]:
         """What the graph's inputs hold."""

@@ -342,7 +342,7 @@ class _Proposer:
         node = self._graph.nodes[self._graph.producer[tensor]]
         own = self._alignment.tied.get((node.index, site.index), {})
         score = 0.0
-        if own and Tie.SCALED not in own.values():
+        if own and Tie.SCALED not in own.values() and not self._goes_on(node.index, site):
             # The last parameter to enter decides between MatMul and the Add of its bias.
             score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
         if not (is_batch_norm(site.op) or base_name(site.op) in _FOLDABLE):
@@ -352,6 +352,13 @@ class _Proposer:
         if any(Tie.SCALED in tied.values() for tied in before):
             score = max(score, _FOLDED_SCORE)
         return score
+
+    def _goes_on(self, node: int, site: Site) -> bool:
+        """Whether the node holds the parameter of a later site, too, that adds it to this one's result."""
+        later = [s for (n, s), own in self._alignment.tied.items() if n == node and s > site.index and own]
+        made = {self._alignment.root(value) for value in site.outputs}
+        roots = ({self._alignment.root(v) for v in self._reference.sites[s].inputs} for s in later)
+        return any(made & read for read in roots)
 
     def drop_refuted(self) -> bool:
         """Take back proposals that the latest run confirms neither from above nor from below.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 RESHAPING = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast"})
+MOVING = RESHAPING | {"Transpose"} - {"Cast"}
 # Folding and constant arithmetic round once or twice in the weights' own precision.
 _SAME = 2e-6
 

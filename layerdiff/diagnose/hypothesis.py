@@ -22,6 +22,8 @@ class Hypothesis:
     where no change of the graph expresses it: such a cause stays unverified. A patch holds what is right for every
     input, never numbers fitted to this one. `remedy` is what the user should change, as code where it can be.
     `site` is the reference operator that the cause is in, where it is in one alone: the accusation follows it.
+    `decided` says that the patch itself shows the cause. Where it replaces more than that, the cause is a guess however
+    well it cures, and does not count as verified.
     """
 
     cause: str
@@ -30,6 +32,7 @@ class Hypothesis:
     patch: Patch | None = None
     remedy: str = ""
     site: int | None = None
+    decided: bool = field(default=True, kw_only=True)
 
 
 Diagnoser = Callable[[Stretch], Iterable[Hypothesis]]

@@ -28,7 +28,7 @@ def inputs_exchanged(
 
     One exchange at the border explains more than several wrong wires behind it.
     """
-    wires = len(others) > 1 and all(other.diagnosis.cause == "order" for other in others)
+    wires = any(o.diagnosis.cause == "order" and (len(others) > 1 or len(o.patch or ()) > 1) for o in others)
     if all(other.diagnosis.verified for other in others) and not wires:
         return None
     pair = _exchanged(candidate, outputs)

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from layerdiff.diagnose import rewired
+from layerdiff.diagnose import exchanged, rewired
+from layerdiff.diagnose.core import narrowed
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.lowering import Exporter
-from layerdiff.model import Diagnosis
+from layerdiff.model import Diagnosis, Kind
 from layerdiff.patch import SetAttribute, SetConstant, Splice
 
 if TYPE_CHECKING:
@@ -44,8 +45,13 @@ class Explained:
 @dataclass(frozen=True, slots=True)
 class _Tried:
     hypothesis: Hypothesis
-    verified: bool
+    cures: bool
     gap: float
+
+    @property
+    def verified(self) -> bool:
+        """Whether the run shows the cause, and not only that the place is right."""
+        return self.cures and self.hypothesis.decided
 
 
 def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool = True) -> Explained:
@@ -56,6 +62,12 @@ def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool
     """
     if stretch.holds(()):  # a cure of what is not ill proves nothing
         return _explained(stretch, None, (), [])
+    if stretch.turned and (tried := _crossed(stretch)):
+        return _explained(stretch, _simplest(tried), tried, [])
+    return _searched(stretch, diagnosers, thorough=thorough)
+
+
+def _searched(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool) -> Explained:
     tried: list[_Tried] = []
     whole: list[tuple[Stretch, Hypothesis]] = []
     failed: list[str] = []
@@ -66,19 +78,48 @@ def explain(stretch: Stretch, diagnosers: Sequence[Diagnoser], *, thorough: bool
             proposed, errors = _proposed(stretch.by(exporter), diagnosers)
         proposed += rewired.hypotheses(stretch)
         failed += errors
-        single = [h for h in proposed if not _splices(h)]
+        tried += _changed(lowered, [h for h in proposed if not _splices(h)])
+        if stretch.divergence.kind is Kind.DROPPED and not any(t.cures for t in tried):
+            around = stretch.widened().by(exporter)  # what seems to be absent may be there and do nothing
+            again, errors = _proposed(around, diagnosers)
+            tried += _changed(around, [h for h in again if not _splices(h)])
+            failed += errors
+        inner = None if any(t.cures for t in tried) else narrowed(lowered)
+        if inner is not None:
+            lowered = inner
+            again, errors = _proposed(inner, diagnosers)
+            failed += errors
+            tried += _changed(inner, [h for h in again if not _splices(h)])
+            proposed = [h for h in proposed if not _splices(h)] + [h for h in again if _splices(h)]
         whole += [(lowered, h) for h in proposed if _splices(h)]
-        tried += [_try(lowered, hypothesis) for hypothesis in single]
-        if not any(t.verified for t in tried):
-            tried += _together(lowered, single)
-        if any(t.verified for t in tried):
+        tried += [] if any(t.cures for t in tried) or exporter is not Exporter.TORCHSCRIPT else _crossed(stretch)
+        if any(t.cures for t in tried):
             break
     else:
         whole.sort(key=lambda pair: len(pair[0].comparison.differences) if pair[0].comparison else 0)
         tried += [_try(lowered, hypothesis) for lowered, hypothesis in whole]
-    verified = [t for t in tried if t.verified]
-    winner = min(verified, key=lambda t: len(t.hypothesis.patch or ())) if verified else _likeliest(tried)
-    return _explained(stretch, winner, tried, failed)
+    return _explained(stretch, _simplest(tried), tried, failed)
+
+
+def _simplest(tried: Sequence[_Tried]) -> _Tried | None:
+    """What cures with the fewest changes, and shows the cause; else what came closest."""
+    cured = [t for t in tried if t.cures]
+    if not cured:
+        return min(tried, key=lambda t: t.gap, default=None)
+    return min(cured, key=lambda t: (not t.hypothesis.decided, len(t.hypothesis.patch or ())))
+
+
+def _crossed(stretch: Stretch) -> list[_Tried]:
+    """What cures by exchanging two wires that lead to the stretch."""
+    before = stretch.upstream()
+    tried = [_try(before, hypothesis) for hypothesis in exchanged.hypotheses(before)]
+    return [t for t in tried if t.cures]
+
+
+def _changed(stretch: Stretch, single: Sequence[Hypothesis]) -> list[_Tried]:
+    """Each change on its own; as few as it takes together, where none of them is enough."""
+    tried = [_try(stretch, hypothesis) for hypothesis in single]
+    return tried if any(t.cures for t in tried) else tried + _together(stretch, single)
 
 
 def _explained(stretch: Stretch, winner: _Tried | None, tried: Sequence[_Tried], failed: list[str]) -> Explained:
@@ -94,12 +135,15 @@ def _explained(stretch: Stretch, winner: _Tried | None, tried: Sequence[_Tried],
         )
         return Explained(Diagnosis("unknown", stretch.divergence.layer, text, evidence, "", verified=False), None)
     cause = winner.hypothesis
-    evidence = {**cause.evidence, **({"error_after": winner.gap} if cause.patch else {}), **evidence}
-    remedy = cause.remedy or (REPAIR if winner.verified else "")
+    after = {"error_after": winner.gap} if cause.patch else {}
+    guessed = {"cured_by": "replacing more than the cause"} if winner.cures and not cause.decided else {}
+    evidence = {**cause.evidence, **after, **guessed, **evidence}
+    remedy = cause.remedy or (REPAIR if winner.cures else "")
     diagnosis = Diagnosis(
         cause.cause, stretch.divergence.layer, cause.summary, evidence, remedy, verified=winner.verified
     )
-    return Explained(diagnosis, cause.patch, cause.site) if winner.verified else Explained(diagnosis, None)
+    site = cause.site if winner.verified else None
+    return Explained(diagnosis, cause.patch if winner.cures else None, site)
 
 
 def _proposed(stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> tuple[list[Hypothesis], list[str]]:
@@ -118,7 +162,7 @@ def _proposed(stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> tuple[list[H
 
 def _try(stretch: Stretch, hypothesis: Hypothesis) -> _Tried:
     if not hypothesis.patch:
-        return _Tried(hypothesis, verified=False, gap=float("inf"))
+        return _Tried(hypothesis, cures=False, gap=float("inf"))
     return _Tried(hypothesis, stretch.holds(hypothesis.patch), stretch.gap(hypothesis.patch))
 
 
@@ -142,8 +186,10 @@ def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[_Tried]:
         text = " ".join(dict.fromkeys(h.summary for h in needed))
         evidence = dict(needed[0].evidence) | {"together_with": [dict(h.evidence) for h in needed[1:]]}
         sites = {h.site for h in needed}
-        site = needed[0].site if len(sites) == 1 else None
-        return [_try(stretch, Hypothesis(needed[0].cause, text, evidence, _changes(needed), needed[0].remedy, site))]
+        site, decided = needed[0].site if len(sites) == 1 else None, all(h.decided for h in needed)
+        first = needed[0]
+        mended = Hypothesis(first.cause, text, evidence, _changes(needed), first.remedy, site, decided=decided)
+        return [_try(stretch, mended)]
     return []
 
 
@@ -159,11 +205,6 @@ def _splices(hypothesis: Hypothesis) -> bool:
     return any(isinstance(change, Splice) for change in hypothesis.patch or ())
 
 
-def _likeliest(tried: Sequence[_Tried]) -> _Tried | None:
-    """Without proof: the one that came closest, if any did."""
-    return min(tried, key=lambda t: t.gap, default=None)
-
-
 def _ruled_out(tried: _Tried) -> str:
-    why = "also cures it" if tried.verified else f"leaves an error of {tried.gap:.3g}"
+    why = "also cures it" if tried.cures else f"leaves an error of {tried.gap:.3g}"
     return f"{tried.hypothesis.cause}: {tried.hypothesis.summary} ({why})"

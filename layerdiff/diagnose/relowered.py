@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layerdiff.diagnose.difference import RESHAPING, What
+from layerdiff.diagnose.difference import MOVING, RESHAPING, What
 from layerdiff.diagnose.formats import too_narrow
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import REDUCTIONS, cause_at, cause_by_site, cause_of, mask_values
@@ -17,8 +18,15 @@ if TYPE_CHECKING:
 
     from layerdiff.diagnose.difference import Difference
     from layerdiff.diagnose.stretch import Stretch
+    from layerdiff.model import Site
 
-SELECTIONS = frozenset({"slice", "select", "narrow", "index", "index_select", "gather", "flip", "roll"})
+SELECTIONS = frozenset(
+    {
+        *("slice", "select", "narrow", "index", "index_select", "gather", "flip", "roll"),
+        *("unbind", "split", "split_with_sizes", "chunk"),
+    }
+)
+PERMUTING = frozenset({"permute", "transpose", "t", "movedim", "numpy_T", "mT", "swapaxes"})
 WRITES = frozenset({"copy_", "index_put_", "fill_.Scalar", "fill_.Tensor", "masked_fill_.Scalar", "scatter_.src"})
 
 
@@ -30,42 +38,88 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         if stretch.divergence.kind is Kind.DROPPED:
             yield Hypothesis(_dropped(stretch), "It is missing from the file.")
         return
-    cause, text = _named(stretch, [d for d in comparison.differences if d.op not in RESHAPING])
+    named = _named(stretch, [d for d in comparison.differences if d.op not in RESHAPING])
     way = comparison.fresh.exporter
     by = "the reference itself" if way is None else way.value
     evidence = {
         "differences": len(comparison.differences),
         "lowered_by": by,
     }
-    yield Hypothesis(cause, text, evidence, (change,))
+    yield Hypothesis(named.cause, named.text, evidence, (change,), decided=named.decided)
 
 
-def _named(stretch: Stretch, differences: list[Difference]) -> tuple[str, str]:
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A cause in words, and whether the nodes that differ leave no other."""
+
+    cause: str
+    text: str
+    decided: bool = True
+
+
+def _named(stretch: Stretch, differences: list[Difference]) -> _Named:
     if (moved := _moved_operand(stretch)) is not None:
         return moved
     ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
-    absent = ", ".join(dict.fromkeys(d.op for d in differences))
     if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes or _gives_its_input(stretch):
-        return _dropped(stretch), f"{ops} is missing from the file."
+        return _Named(_dropped(stretch), f"{ops} is missing from the file.")
     if (cause := too_narrow(stretch)) is not None:
-        return cause, f"A value inside {ops} does not fit into half precision."
+        return _Named(cause, f"A value inside {ops} does not fit into half precision.")
     if (cause := _by_type_or_layout(stretch)) is not None:
-        return cause, f"{ops} {_TYPE_OR_LAYOUT[cause]}"
+        return _Named(cause, f"{ops} {_TYPE_OR_LAYOUT[cause]}")
+    found = _by_differences(stretch, differences, ops)
+    if found is not None:
+        return found
+    nodes = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
+    text = f"{ops} became {nodes}, which computes something else."
+    return _Named(cause_by_site(stretch), text, decided=_one_of_its_kind(stretch, differences))
+
+
+def _by_differences(stretch: Stretch, differences: list[Difference], ops: str) -> _Named | None:
+    """What is absent, too many, or the one thing that differs."""
+    absent = ", ".join(dict.fromkeys(d.op for d in differences))
     kinds = {d.what for d in differences}
     single = [site for site in stretch.sites if not only_moves(site.op)]
     if kinds == {What.MISSING}:
         bias = _bias_of(stretch, differences)
         if bias is not None:
-            return "weights", f"{bias} is absent from the file."
+            return _Named("weights", f"{bias} is absent from the file.")
         if len(single) == 1:  # one operator of the model, of which the file has a part
-            return cause_at(single[0]) or cause_by_site(stretch), f"{ops} lacks {absent} in the file."
-        return _dropped(stretch), f"{absent} is missing from the file."
+            lacking, decided = _lacking(stretch, single[0], {d.op for d in differences})
+            return _Named(lacking, f"{ops} lacks {absent} in the file.", decided)
+        return _Named(_dropped(stretch), f"{absent} is missing from the file.", len(differences) == 1)
     if kinds == {What.EXTRA}:
-        return "extra-op", f"{absent} is in the file and not in the model."
+        return _Named("extra-op", f"{absent} is in the file and not in the model.")
     if len(differences) == 1 and (cause := cause_of(differences[0])) is not None:
-        return cause, f"{ops} became something else in the file."
-    nodes = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
-    return cause_by_site(stretch), f"{ops} became {nodes}, which computes something else."
+        return _Named(cause, f"{ops} became something else in the file.")
+    return None
+
+
+def _lacking(stretch: Stretch, site: Site, absent: set[str]) -> tuple[str, bool]:
+    """The cause, where the file has an operator of the model in part, and whether it can be no other.
+
+    Attention is a mask, a scale, a softmax and two products in a file, so what is absent says which.
+    """
+    if "attention" in site.op:
+        if absent <= {"Add", "Where", "Trilu", "Expand", "And", "ConstantOfShape"}:
+            return "masking", True
+        if absent <= {"Mul", "Div", "Sqrt"}:
+            return "constant", True
+        return "dropped-op", False
+    cause = cause_at(site)
+    return (cause, cause in _SPECIFIC) if cause is not None else (cause_by_site(stretch), False)
+
+
+# Operators that have one way only to be another: whatever differs in them is called so.
+_SPECIFIC = frozenset({"pooling", "resize", "activation", "rounding", "recurrent"})
+
+
+def _one_of_its_kind(stretch: Stretch, differences: list[Difference]) -> bool:
+    """Whether all that differs belongs to one operator, of a family that has one name."""
+    single = [site for site in stretch.sites if not only_moves(site.op)]
+    if len(single) != 1 or cause_at(single[0]) not in _SPECIFIC:
+        return False
+    return all(d.op not in MOVING for d in differences)
 
 
 def _gives_its_input(stretch: Stretch) -> bool:
@@ -87,18 +141,18 @@ def _by_type_or_layout(stretch: Stretch) -> str | None:
     rounded = any(site.arguments.get("rounding_mode") for site in stretch.sites)  # by way of integers
     if casts and not rounded and all(d.what in (What.CONSTANT, What.WIRING) or d in casts for d in every):
         return "dtype"
-    moving = [d for d in every if d.op in RESHAPING | {"Transpose"}]
+    moving = [d for d in every if d.op in MOVING | {"Cast"}]
     return "layout" if len(casts) < len(every) == len(moving) else None
 
 
-def _moved_operand(stretch: Stretch) -> tuple[str, str] | None:
+def _moved_operand(stretch: Stretch) -> _Named | None:
     """The cause, where every node is right and one of them reads the right numbers in another rank or layout."""
     if stretch.comparison is None or stretch.comparison.differences or not stretch.nodes:
         return None
     candidate, values = stretch.alignment.candidate, stretch.alignment.reference.values
     reader, read = stretch.nodes[-1].op, {name for node in stretch.nodes for name in node.inputs}
     for name in sorted(read & set(candidate.layout)):
-        return "layout", f"{reader} reads {name}, whose axes are in another order: {candidate.layout[name]}."
+        return _Named("layout", f"{reader} reads {name}, whose axes are in another order: {candidate.layout[name]}.")
     for index in stretch.inputs:
         tensor, wanted = stretch.holder(index), values[index].shape
         if tensor is None or tensor not in read or candidate.tapped[tensor].ndim == len(wanted):
@@ -106,7 +160,7 @@ def _moved_operand(stretch: Stretch) -> tuple[str, str] | None:
         maker = candidate.graph.producer.get(tensor)
         reduced = maker is not None and candidate.graph.nodes[maker].op in REDUCTIONS
         text = f"{reader} reads {tensor} in shape {candidate.tapped[tensor].shape}; the model's is {wanted}."
-        return ("axis" if reduced else "layout"), text
+        return _Named("axis" if reduced else "layout", text)
     return None
 
 
@@ -114,6 +168,8 @@ def _dropped(stretch: Stretch) -> str:
     """What was lost: an update in place, a mask, a selection, or any other operator."""
     reference = stretch.alignment.reference
     computing = [site for site in stretch.sites if not only_moves(site.op)]
+    if not computing and any(base_name(site.op) in PERMUTING for site in stretch.sites):
+        return "layout"
     if any(site.replay is None or site.op.removeprefix("aten.") in WRITES for site in stretch.sites):
         return "inplace"
     if computing and all(base_name(site.op) in SELECTIONS for site in computing):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.wires import wire
 from layerdiff.patch import Rewire
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     if slot.edges is None or stretch.origin.inserted or source is None or source == slot.tensor:
         return
     nodes = [graph.nodes[node] for node, _ in sorted(slot.edges)]
-    text = f"{nodes[0].op} reads {slot.tensor} where the model reads {source}."
+    found = wire(stretch, slot.tensor, [source])
+    text = f"{nodes[0].op} reads {slot.tensor} where the model reads {source}{': ' * bool(found.text)}{found.text}."
     patch = tuple(Rewire(graph.nodes[node].outputs[0], at, source) for node, at in sorted(slot.edges))
     evidence = {"nodes": [node.name for node in nodes], "wanted": source, "got": slot.tensor}
-    yield Hypothesis("order", text, evidence, patch)
+    yield Hypothesis(found.cause, text, evidence, patch, decided=found.decided)

@@ -11,6 +11,7 @@ import numpy as np
 
 from layerdiff.diagnose.difference import RESHAPING, Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.wires import wire
 from layerdiff.operators import ACTIVATIONS, ONNX, ONNX_ACTIVATIONS, base_name, is_torch, likeness
 from layerdiff.patch import Rewire, SetAttribute, SetConstant, SetOperator
 
@@ -86,10 +87,14 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         cause = _around(stretch, difference) or _baked(stretch, difference) or cause_of(difference)
         if not patch or cause is None:
             continue
-        node = difference.node
+        node, text, decided = difference.node, text_of(difference), True
+        if difference.what is What.WIRING and cause == "order":
+            found = wire(stretch, difference.got, difference.wanted)
+            cause, decided = found.cause, found.decided
+            text = f"{text[:-1]}: {found.text}." if found.text else text
         yield Hypothesis(
             cause,
-            text_of(difference),
+            text,
             {
                 "node": "" if node is None else node.name,
                 "operator": difference.op,
@@ -99,6 +104,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
                 "got": shown(difference.got),
             },
             patch,
+            decided=decided,
         )
 
 

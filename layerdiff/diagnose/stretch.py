@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.weights import parameters_of_sites
-from layerdiff.diagnose.difference import Part, differences
+from layerdiff.diagnose.difference import MOVING, Part, differences
 from layerdiff.errors import BackendError, PatchError
 from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
 from layerdiff.lowering import Exporter, lowered
 from layerdiff.model import Kind
+from layerdiff.operators import is_reshaping
 from layerdiff.patch import (
     Splice,
     patched,
@@ -74,11 +75,19 @@ class Stretch:
     origin: Origin
     divergence: Divergence
     exporter: Exporter = Exporter.TORCHSCRIPT
+    given: Comparison | None = None  # instead of that of the whole stretch
 
     @cached_property
     def sites(self) -> tuple[Site, ...]:
         """The reference operators from right values to the wrong one, in execution order."""
-        return tuple(self.alignment.reference.sites[index] for index in self.origin.sites)
+        reference, found = self.alignment.reference, set(self.origin.sites)
+        behind: set[int] = set()
+        site = reference.producer(self.value)
+        while site is not None and site.index not in found and is_reshaping(site.op) and site.inputs:
+            behind.add(site.index)  # the value may be a view of what they compute
+            site = reference.producer(site.inputs[0])
+        found |= behind if site is not None and site.index in found else set()
+        return tuple(reference.sites[index] for index in sorted(found))
 
     @cached_property
     def inputs(self) -> tuple[int, ...]:
@@ -151,7 +160,7 @@ class Stretch:
     @cached_property
     def comparison(self) -> Comparison | None:
         """The accused nodes beside what the stretch should have become; None where the exporter cannot express it."""
-        return self._compared(self.exporter)
+        return self.given or self._compared(self.exporter)
 
     def by(self, exporter: Exporter) -> Stretch:
         """The same stretch, lowered by another exporter."""
@@ -175,6 +184,30 @@ class Stretch:
         )
         kind = Kind.COMPUTED if nodes else Kind.DROPPED
         return replace(self, origin=origin, divergence=replace(self.divergence, kind=kind))
+
+    def upstream(self) -> Stretch:
+        """The same origin from further up: before what only moves numbers, and before any layout of the file's own.
+
+        A tensor behind a Transpose can hold the right numbers in the wrong place, and a foreign order of axes can be
+        the fault itself. So the stretch begins where numbers were last computed, in the model's layout.
+        """
+        found, graph = self.alignment, self.alignment.candidate.graph
+        moved = {name for node in graph.nodes if node.op in MOVING for name in node.outputs}
+        moved |= set(found.candidate.layout)
+        candidate = found.candidate.as_kept()
+        matched = {v: kept for v, names in found.matched.items() if (kept := [n for n in names if n not in moved])}
+        isolated = {v: k for v, names in found.isolated_matches.items() if (k := [n for n in names if n not in moved])}
+        proposed = {v: pair for v, pair in found.proposed.items() if pair.tensor not in moved}
+        plain = replace(
+            found, candidate=candidate, matched=matched, isolated_matches=isolated, proposed=proposed, isolated={}
+        )
+        return replace(self, alignment=plain, given=None).widened()
+
+    @property
+    def turned(self) -> bool:
+        """Whether the accused nodes read a tensor whose axes the file keeps in another order."""
+        layout = self.alignment.candidate.layout
+        return any(name in layout for node in self.nodes for name in node.inputs)
 
     def _compared(self, exporter: Exporter) -> Comparison | None:
         reference, graph = self.alignment.reference, self.alignment.candidate.graph

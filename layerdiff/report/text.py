@@ -108,9 +108,11 @@ def how_certain(cause: Diagnosis) -> str:
     """What a run has shown about a cause, in a sentence; nothing where there is none."""
     if cause.cause == "unknown":
         return ""
+    after = cause.evidence.get("error_after")
+    if "cured_by" in cause.evidence and isinstance(after, float):
+        return f"Computed as the model does, the layer is right to {after:.2g}; that this is the cause is only likely."
     if not cause.verified:
         return "This is the likeliest cause; no corrected graph has proven it."
-    after = cause.evidence.get("error_after")
     return "" if not isinstance(after, float) else f"With that corrected, the layer is right to {after:.2g}."
 
 
