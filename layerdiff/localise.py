@@ -251,7 +251,8 @@ class _Region:
         for names in groups.values():
             if len(names) > 1:
                 edges = frozenset(edge for name in names for edge in graph.consumers.get(name, ()) if edge[1] >= 0)
-                yield Slot(names[0], edges)
+                if edges:
+                    yield Slot(names[0], edges)
 
     def _copies(self) -> dict[str, set[str]]:
         """The sources that hold one value in one shape, under the name of the first: an Identity makes another."""
