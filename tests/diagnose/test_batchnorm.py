@@ -153,7 +153,7 @@ WAYS = {
     "moved-once": Way(one_more_batch, "bn-folding", "statistics that one more batch has moved (momentum 0.1)"),
     "other-statistics": Way(other_statistics, "bn-folding", "statistics or an affine that are not the model's"),
     # The numbers of the fold cannot tell a lost bias from another running mean.
-    "layer-bias-lost": Way(without_layer_bias, "weights", "The bias of the layer before it was lost."),
+    "layer-bias-lost": Way(without_layer_bias, "weights", "The bias of the layer before it was lost.", "stem"),
 }
 
 
@@ -164,7 +164,7 @@ def said(network: Network, name: str, exporter: Exporter | None) -> Diagnosis:
     proto = folded(network, change) if exporter is None else exported(network, change, exporter)
     report = network.traced(proto)
     assert report.first_divergence is not None
-    assert report.first_divergence.layer == "norm"
+    assert report.first_divergence.layer == WAYS[name].layer
     return report.diagnoses[0]
 
 

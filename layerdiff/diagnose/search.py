@@ -1,0 +1,159 @@
+"""The hypotheses on one origin, each run: single changes, then as few of them together as it takes, then more."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from layerdiff.diagnose import exchanged, rewired
+from layerdiff.diagnose.core import narrowed
+from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.lowering import Exporter
+from layerdiff.model import Kind
+from layerdiff.patch import SetAttribute, SetConstant, Splice
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from layerdiff.diagnose.hypothesis import Diagnoser
+    from layerdiff.diagnose.stretch import Stretch
+    from layerdiff.patch import Change, Patch
+
+log = logging.getLogger("layerdiff")
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """A hypothesis, whether its change makes the wrong tensor right, and the error that is left."""
+
+    hypothesis: Hypothesis
+    cures: bool
+    gap: float
+
+    @property
+    def verified(self) -> bool:
+        """Whether the run shows the cause, and not only that the place is right."""
+        return self.cures and self.hypothesis.decided
+
+
+@dataclass
+class Search:
+    """What was tried on one origin so far; `failed` are the diagnosers that raised."""
+
+    stretch: Stretch
+    diagnosers: Sequence[Diagnoser]
+    tried: list[Tried] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    _whole: list[tuple[Stretch, Hypothesis]] = field(default_factory=list)
+
+    def run(self, *, thorough: bool) -> None:
+        """Try until something cures. Stretches are put in place whole only after everything smaller."""
+        if self.stretch.turned:  # the layout of the file's own may be two wires that are exchanged
+            self._cross()
+        for exporter in tuple(Exporter) if thorough else (Exporter.TORCHSCRIPT,):
+            if self._cured:
+                return
+            self._lower(exporter)
+        if not self._cured:
+            self._whole.sort(key=lambda pair: len(pair[0].comparison.differences) if pair[0].comparison else 0)
+            self.tried += [_try(lowered, hypothesis) for lowered, hypothesis in self._whole]
+
+    def simplest(self) -> Tried | None:
+        """What shows the cause with the fewest changes, else what cures with the fewest, else what came closest."""
+        cured = [t for t in self.tried if t.cures]
+        if not cured:
+            return min(self.tried, key=lambda t: t.gap, default=None)
+        return min(cured, key=lambda t: (not t.hypothesis.decided, len(t.hypothesis.patch or ())))
+
+    @property
+    def _cured(self) -> bool:
+        return any(t.cures for t in self.tried)
+
+    def _lower(self, exporter: Exporter) -> None:
+        """All that differs from what this exporter makes of the stretch; closer and closer where nothing cures."""
+        stretch = self.stretch
+        lowered = (stretch.widened() if stretch.misread else stretch).by(exporter)
+        proposed = self._proposed(lowered) or self._proposed(stretch.by(exporter))
+        self._change(lowered, [*proposed, *rewired.hypotheses(stretch)])
+        if not self._cured and stretch.divergence.kind is Kind.DROPPED:
+            around = stretch.widened().by(exporter)  # what seems to be absent may be there and do nothing
+            self._change(around, self._proposed(around))
+        inner = None if self._cured else narrowed(lowered)
+        if inner is not None:
+            lowered, proposed = inner, self._proposed(inner)
+            self._change(inner, proposed)
+        if not self._cured and exporter is Exporter.TORCHSCRIPT:
+            self._cross()
+        self._whole += [(lowered, h) for h in proposed if _splices(h)]
+
+    def _cross(self) -> None:
+        """Two wires that lead to the stretch in each other's place."""
+        before = self.stretch.upstream()
+        self.tried += [_try(before, hypothesis) for hypothesis in exchanged.hypotheses(before)]
+
+    def _change(self, stretch: Stretch, proposed: Sequence[Hypothesis]) -> None:
+        """Each change on its own; as few as it takes together, where none of them is enough."""
+        single = [h for h in proposed if not _splices(h)]
+        tried = [_try(stretch, hypothesis) for hypothesis in single]
+        self.tried += tried if any(t.cures for t in tried) else tried + _together(stretch, single)
+
+    def _proposed(self, stretch: Stretch) -> list[Hypothesis]:
+        """All that the diagnosers say; one that raises is reported by its name, and the others go on."""
+        found: list[Hypothesis] = []
+        for diagnoser in self.diagnosers:
+            try:
+                found += diagnoser(stretch)
+            except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # noqa: PERF203
+                name = diagnoser.__module__.rpartition(".")[2]
+                log.warning("the diagnoser %s failed on %s", name, stretch.divergence.layer, exc_info=True)
+                self.failed.append(f"{name}: {type(error).__name__}: {error}")
+        return found
+
+
+def _try(stretch: Stretch, hypothesis: Hypothesis) -> Tried:
+    if not hypothesis.patch:
+        return Tried(hypothesis, cures=False, gap=float("inf"))
+    return Tried(hypothesis, stretch.holds(hypothesis.patch), stretch.gap(hypothesis.patch))
+
+
+def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[Tried]:
+    """As few of the changes as cure together: one fault can touch several attributes, and a layer can have two.
+
+    Numbers alone are tried first, then attributes, then both: where an optimiser moved transposes about, differences in
+    wiring are no faults.
+    """
+    changing = [h for h in single if h.patch]
+    numbers = [h for h in changing if all(isinstance(change, SetConstant) for change in h.patch or ())]
+    settings = [h for h in changing if all(isinstance(change, SetAttribute) for change in h.patch or ())]
+    for group in (numbers, settings, [*settings, *numbers], changing):
+        if len(group) < 2 or not stretch.holds(_changes(group)):
+            continue
+        needed = group
+        for hypothesis in reversed(group):
+            fewer = [h for h in needed if h is not hypothesis]
+            if fewer and stretch.holds(_changes(fewer)):
+                needed = fewer
+        text = " ".join(dict.fromkeys(h.summary for h in needed))
+        evidence = dict(needed[0].evidence) | {"together_with": [dict(h.evidence) for h in needed[1:]]}
+        sites = {h.site for h in needed}
+        first, site = needed[0], needed[0].site if len(sites) == 1 else None
+        # Numbers are what they are; several wires can stand for one cause.
+        alike = group is not changing or len({h.cause for h in needed}) == 1
+        decided = alike and all(h.decided for h in needed)
+        mended = Hypothesis(first.cause, text, evidence, _changes(needed), first.remedy, site, decided=decided)
+        return [_try(stretch, mended)]
+    return []
+
+
+def _changes(hypotheses: Iterable[Hypothesis]) -> Patch:
+    found: list[Change] = []
+    for change in chain.from_iterable(h.patch or () for h in hypotheses):
+        if change not in found:
+            found.append(change)
+    return tuple(found)
+
+
+def _splices(hypothesis: Hypothesis) -> bool:
+    return any(isinstance(change, Splice) for change in hypothesis.patch or ())
