@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 # Graphsurgeon leaves these out; the type of an empty Optional is one.
-DROPPED_ATTRIBUTES = frozenset({onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS})
+_DROPPED_ATTRIBUTES = frozenset({onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS})
+
+
+def is_dropped(attribute: onnx.AttributeProto) -> bool:
+    """Whether graphsurgeon leaves an attribute out, or a copy of its node does: a kind that it lacks, an empty list."""
+    if attribute.type in _DROPPED_ATTRIBUTES:
+        return True
+    value: object = onnx.helper.get_attribute_value(attribute) if not attribute.ref_attr_name else None
+    return isinstance(value, list) and not value
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +117,18 @@ class Copier:
         captured = {name: self.tensor(t) for name, t in captured_by(original).items()} | self._whole
         copy = original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
         _restore_kinds(original, copy)
+        _drop_empty(copy)
         copy.name = ""  # runtimes refuse two nodes of one name, and need none
         return copy
+
+
+def _drop_empty(node: gs.Node) -> None:
+    """Graphsurgeon cannot write an empty list, whose type it does not keep; the file's own stand in the main graph."""
+    for name in [name for name, value in node.attrs.items() if isinstance(value, list) and not value]:
+        del node.attrs[name]
+    for subgraph in node.attrs.values():
+        for inner in subgraph.nodes if isinstance(subgraph, gs.Graph) else ():
+            _drop_empty(inner)
 
 
 def _restore_kinds(original: gs.Node, copy: gs.Node) -> None:

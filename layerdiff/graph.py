@@ -21,7 +21,8 @@ import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 from onnx.reference import ReferenceEvaluator
 
-from layerdiff.copying import DROPPED_ATTRIBUTES, Copier, Injection, captured_by, quiet
+from layerdiff.checking import check, check_places, walking
+from layerdiff.copying import Copier, Injection, captured_by, is_dropped, quiet
 from layerdiff.errors import InputError, ModelFileError
 from layerdiff.external import FOLDER, checked, folder_of, is_outside, numbers, without_weights
 from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
@@ -89,6 +90,7 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
     """
     if isinstance(source, onnx.ModelProto):
+        check(source, "ModelProto")
         return source
     if not isinstance(source, (str, Path)):
         raise InputError(
@@ -105,6 +107,8 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         ) from error
     if not model.HasField("graph") or not model.ir_version:
         raise ModelFileError(f"{path}: parses as protobuf but holds no ONNX graph; is this another kind of file?")
+    check(model, str(path))
+    check_places(model, path)
     try:
         return checked(model)
     except (OSError, ValueError, onnx.checker.ValidationError) as error:
@@ -317,7 +321,7 @@ class Graph:
             opset=self._gs.opset,
             import_domains=self._gs.import_domains,
         )
-        with quiet():
+        with quiet(), walking(f"graph {self._gs.name}"):
             rewritten: onnx.ModelProto = gs.export_onnx(
                 graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
             )
@@ -325,7 +329,7 @@ class Graph:
             entry = rewritten.metadata_props.add()
             entry.key, entry.value = FOLDER, str(self._folder)
         for node, index in zip(list(rewritten.graph.node)[len(copier.narrowing) :], kept, strict=False):
-            node.attribute.extend(a for a in self.model.graph.node[index].attribute if a.type in DROPPED_ATTRIBUTES)
+            node.attribute.extend(filter(is_dropped, self.model.graph.node[index].attribute))
         return rewritten
 
 

@@ -79,8 +79,8 @@ def load(path: str | Path) -> Report:
     if content.get("version") != VERSION:
         raise InputError(f"{source}: report version {content.get('version')!r}, this layerdiff reads {VERSION}")
     try:
-        report = _built(Report, content)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        report = _built(Report, content, "report")
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{source}: a layerdiff report with damaged content ({error})") from error
     assert isinstance(report, Report)
     return report
@@ -100,30 +100,50 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _built(wanted: Any, value: Any) -> Any:
+def _built(wanted: Any, value: Any, where: str) -> Any:
     """A value of the wanted type from plain data; the types come from the dataclasses, never from the file."""
     origin = get_origin(wanted)
     if origin in (Union, types.UnionType):
         options = [option for option in get_args(wanted) if option is not type(None)]
-        return None if value is None else _built(options[0], value)
+        return None if value is None else _built(options[0], value, where)
     if is_dataclass(wanted) and isinstance(wanted, type):
+        given = _need(dict, value, where)
         hints = get_type_hints(wanted)
         saved = [f.name for f in fields(wanted) if f.metadata.get("saved", True)]
-        return wanted(**{name: _built(hints[name], value[name]) for name in saved})
+        missing = [name for name in saved if name not in given]
+        if missing:
+            raise TypeError(f"{where} has no {missing[0]!r}")
+        return wanted(**{name: _built(hints[name], given[name], f"{where}.{name}") for name in saved})
     if isinstance(wanted, type) and issubclass(wanted, Enum):
+        if value not in [member.value for member in wanted]:
+            raise ValueError(f"{where} is {_short(value)}, which is none of {', '.join(m.value for m in wanted)}")
         return wanted(value)
     if origin is tuple:
         inner = get_args(wanted)[0]
-        return tuple(_built(inner, item) for item in value)
+        items = enumerate(_need(list, value, where))
+        return tuple(_built(inner, item, f"{where}[{index}]") for index, item in items)
     if origin is Mapping:
-        return {key: _built(get_args(wanted)[1], item) for key, item in value.items()}
+        inner = get_args(wanted)[1]
+        return {key: _built(inner, item, f"{where}[{key!r}]") for key, item in _need(dict, value, where).items()}
     if wanted is float:
-        return float(_SPECIAL.get(value, value))
+        known = _SPECIAL.get(value, value) if isinstance(value, str) else value
+        return float(_need((int, float), known, where))
     if wanted is Any:
         return _unquoted(value)
-    if wanted in (int, str, bool) and not isinstance(value, wanted):
-        raise TypeError(f"wanted {wanted.__name__}, got {value!r}")
+    return _need(wanted, value, where)
+
+
+def _need(wanted: Any, value: Any, where: str) -> Any:
+    """The value, which must be of a type; True is no number."""
+    if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
+        names = " or ".join(kind.__name__ for kind in (wanted if isinstance(wanted, tuple) else (wanted,)))
+        raise TypeError(f"{where}: wanted {names}, got {_short(value)}")
     return value
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _unquoted(value: Any) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.candidate import Candidate
+from layerdiff.checking import walking
 from layerdiff.graph import Graph, load
 from layerdiff.samples import feeds_for
 
@@ -29,13 +30,15 @@ class OnnxCandidate:
 
     def __init__(self, source: str | Path | onnx.ModelProto, backend: Backend, store: Store | None = None) -> None:
         self.source = source
-        self._graph = Graph(load(source))
+        self.label = Path(source).name if isinstance(source, (str, Path)) else "ModelProto"
+        with walking(self.label):
+            self._graph = Graph(load(source))
         self.backend = backend
         self._store = store
-        self.label = Path(source).name if isinstance(source, (str, Path)) else "ModelProto"
 
     def fed(self, sample: Sample, feeds: Mapping[str, Array]) -> Candidate:
         """The candidate with one sample, its control flow laid flat."""
         del sample
         fed = feeds_for(self._graph.inputs, feeds)
-        return Candidate(self.source, self._graph, self.backend, fed, store=self._store).flat()
+        with walking(self.label):
+            return Candidate(self.source, self._graph, self.backend, fed, store=self._store).flat()

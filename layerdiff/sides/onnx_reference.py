@@ -16,6 +16,7 @@ from onnx import defs, helper
 
 from layerdiff.backends import OnnxRuntime, Optimisation
 from layerdiff.candidate import Candidate
+from layerdiff.checking import walking
 from layerdiff.graph import RANDOM, Graph, load
 from layerdiff.measure import limit_for
 from layerdiff.model import Operand, Reference, Replay, Site, Value
@@ -66,7 +67,8 @@ class OnnxReference:
         self.label = Path(source).name if isinstance(source, (str, Path)) else "ModelProto"
         self.warnings: tuple[str, ...] = ()
         self._source = source
-        self._graph = Graph(load(source))
+        with walking(self.label):
+            self._graph = Graph(load(source))
         self._backend = backend or OnnxRuntime()
         self._twin = twin or OnnxRuntime(threads=1)
         self.backends = (self._backend, self._twin)
