@@ -77,7 +77,7 @@ def trace(
 ) -> None:
     """Find the first layer of an ONNX file that diverges from its PyTorch model."""
     import layerdiff
-    from layerdiff.report.archive import need_folder
+    from layerdiff.files import need_folder
 
     for target in filter(None, (html, plot, csv, save, write_pairs, repair, reproduce)):
         need_folder(target)
@@ -136,7 +136,7 @@ def diff(
 ) -> None:
     """Find the first layer that a simplifier, an optimizer or an edit changed between two models."""
     import layerdiff
-    from layerdiff.report.archive import need_folder
+    from layerdiff.files import need_folder
 
     for target in filter(None, (html, plot, csv, save)):
         need_folder(target)
@@ -358,7 +358,10 @@ def _write(
     if plot is not None:
         report.plot(plot)
     if csv is not None:
-        report.to_frame().to_csv(csv, index=False)
+        from layerdiff.files import replacing
+
+        with replacing(csv) as draft:
+            report.to_frame().to_csv(draft, index=False)
     if save is not None:
         report.save(save)
     if pairs is not None:

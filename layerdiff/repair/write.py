@@ -15,6 +15,7 @@ import onnx.shape_inference
 from onnx.external_data_helper import load_external_data_for_tensor, set_external_data, uses_external_data
 
 from layerdiff.errors import RepairError
+from layerdiff.files import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,8 +74,8 @@ class Draft:
         """Move it to its target, in one step for whoever reads there."""
         weights = self.path.with_name(self.data)
         if weights.exists():
-            weights.replace(self.target.with_name(self.data))  # first: the model that refers to it comes after
-        self.path.replace(self.target)
+            place(weights, self.target.with_name(self.data))  # first: the model that refers to it comes after
+        place(self.path, self.target)
 
 
 @contextmanager

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from layerdiff.errors import InputError
+from layerdiff.files import write_text
 from layerdiff.report.record import Report
 
 FORMAT = "layerdiff-report"
@@ -34,28 +33,8 @@ def save(report: Report, path: str | Path) -> Path:
     """Write a report; a file that is already there stays whole until the new one is complete."""
     target = Path(path)
     text = json.dumps(to_dict(report), indent=1, allow_nan=False)
-    write_atomically(target, text)
+    write_text(target, text)
     return target
-
-
-def need_folder(target: Path) -> None:
-    """Refuse a target whose folder is not there, before any work is lost."""
-    if not target.parent.is_dir():
-        raise InputError(f"{target}: the folder {target.parent} does not exist; make it first")
-
-
-def write_atomically(target: Path, text: str) -> None:
-    """Replace a text file in one step."""
-    need_folder(target)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)  # temporary files are made for their owner alone
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def load(path: str | Path) -> Report:

@@ -8,8 +8,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from layerdiff.files import write_text
 from layerdiff.model import Status
-from layerdiff.report.archive import write_atomically
 from layerdiff.report.causes import diagnoses
 from layerdiff.report.plot import plot
 from layerdiff.report.samples import sample_rows
@@ -61,7 +61,7 @@ def write_html(report: Report, path: str | Path) -> Path:
     """One page without outside resources, with the environment at its end."""
     target = Path(path)
     facts = "".join(f"<tr><td>{escape(k)}</td><td>{escape(v)}</td></tr>" for k, v in report.environment.items())
-    write_atomically(
+    write_text(
         target,
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>layerdiff report</title></head><body>'
         f'{fragment(report)}<div class="layerdiff"><h3>Environment</h3><table>{facts}</table></div></body></html>',

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from layerdiff.files import write_text
 from layerdiff.model import Evidence, Status
-from layerdiff.report.archive import write_atomically
 
 if TYPE_CHECKING:
     from layerdiff.model import LayerResult
@@ -43,7 +43,7 @@ def write_pairs(report: Report, path: str | Path) -> Path:
         ),
     )
     text = "".join(f"\n# {title}\n" + "".join(f"{line}\n" for line in lines) for title, lines in sections if lines)
-    write_atomically(target, _HEAD + text)
+    write_text(target, _HEAD + text)
     return target
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from layerdiff.files import replacing
 from layerdiff.model import Status
-from layerdiff.report.archive import need_folder
 from layerdiff.report.text import both_sides, layer_name
 
 if TYPE_CHECKING:
@@ -52,8 +52,9 @@ def plot(report: Report, path: str | Path | None = None) -> Figure:
     figure.suptitle(_title(report), x=0.01, ha="left", fontsize=12)
     figure.legend(loc="outside upper right", ncols=7, fontsize=8, frameon=False)
     if path is not None:
-        need_folder(Path(path))
-        figure.savefig(path, dpi=150)
+        target = Path(path)
+        with replacing(target if target.suffix else target.with_suffix(".png")) as draft:
+            figure.savefig(draft, dpi=150, format=target.suffix.removeprefix(".") or "png")
     return figure
 
 

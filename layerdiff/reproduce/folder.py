@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ import onnx
 from onnx import helper
 
 from layerdiff.errors import BackendError, InputError, PatchError, ReproduceError
+from layerdiff.files import place
 from layerdiff.measure import allowances
 from layerdiff.model import Kind
 from layerdiff.repair.setting import setting
@@ -53,7 +53,7 @@ def reproduce(report: Any, folder: str | Path, which: int = 0) -> Path:
             (draft / "README.md").write_text(text, encoding="utf-8")
             target.mkdir(exist_ok=True)
             for file in FILES:
-                shutil.move(draft / file, target / file)
+                place(draft / file, target / file)
             return target
     reasons = "; ".join(dict.fromkeys(problems)) or "the origin has neither nodes nor operators"
     raise ReproduceError(f"{case.divergence.layer or '(root)'} cannot be cut out of the model: {reasons}")
