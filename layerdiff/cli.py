@@ -192,7 +192,7 @@ def detections(
 ) -> None:
     """Compare two sets of detections, and find the settings that explain what differs."""
     import layerdiff
-    from layerdiff.report.archive import need_folder, write_atomically
+    from layerdiff.files import need_folder, replacing, write_text
 
     for target in filter(None, (plot, csv, save)):
         need_folder(target)
@@ -207,9 +207,10 @@ def detections(
     if plot is not None:
         found.plot(image, path=plot)
     if csv is not None:
-        found.to_frame().to_csv(csv, index=False)
+        with replacing(csv) as draft:
+            found.to_frame().to_csv(draft, index=False)
     if save is not None:
-        write_atomically(save, json.dumps(found.to_dict(), indent=1, allow_nan=False))
+        write_text(save, json.dumps(found.to_dict(), indent=1, allow_nan=False))
     for path in filter(None, (plot, csv, save)):
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
     raise typer.Exit(AGREES if found.agrees else DIVERGES)

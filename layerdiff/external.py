@@ -49,6 +49,9 @@ def without_weights(path: Path) -> onnx.ModelProto:
     if real != path.absolute() and any(_location(t) != real.name for t in _outside(model)):
         model = onnx.load_model(path, load_external_data=False)  # its data lies beside the link
         folder = path.parent.absolute()
+    kept = [entry for entry in model.metadata_props if entry.key != FOLDER]  # a file does not say where it lies
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
     entry = model.metadata_props.add()
     entry.key, entry.value = FOLDER, str(folder)
     return model

@@ -91,6 +91,9 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
     """
     if isinstance(source, onnx.ModelProto):
         check(source, "ModelProto")
+        folder = folder_of(source)
+        if folder is not None:
+            check_places(source, folder / "ModelProto")
         return source
     if not isinstance(source, (str, Path)):
         raise InputError(

@@ -324,6 +324,16 @@ def test_weights_in_an_attribute_are_looked_at_too(trace: Trace, outside: Callab
     assert "'../secret.bin'" in refusal(trace, path, ModelFileError)
 
 
+def test_a_file_does_not_say_itself_in_which_folder_its_weights_lie(
+    trace: Trace, outside: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = outside("secret.bin")
+    model = onnx.load(path, load_external_data=False)
+    model.metadata_props.add(key="layerdiff.folder", value=str(tmp_path))
+    path.write_bytes(model.SerializeToString())
+    assert "external data cannot be read" in refusal(trace, path, ModelFileError)
+
+
 def test_weights_beside_the_model_are_read(trace: Trace, outside: Callable[[str], Path], tmp_path: Path) -> None:
     (tmp_path / "model" / "sub").mkdir()
     (tmp_path / "model" / "sub" / "w.bin").write_bytes(np.ones(6, np.float32).tobytes())

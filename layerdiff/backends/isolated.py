@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
 import signal
 import socket
 import subprocess
@@ -36,8 +35,6 @@ TIME_LIMIT_SECONDS = 300.0
 _START_SECONDS = 120.0
 _END_SECONDS = 10.0
 _LAST_WORDS_BYTES = 4000
-# What onnxruntime says first of a model that it was given as the file of a descriptor.
-_SENT = re.compile(r"Load model (from )?/dev/fd/\d+ failed[:.]\s*")
 _CODE = """\
 import json, sys
 sys.path[:] = json.loads(sys.argv[2])
@@ -142,7 +139,7 @@ class Isolated:
             answer, found = worker.ask(request, arrays, self.isolation.time_limit_seconds)
         if "error" not in answer:
             return answer, found
-        text = _SENT.sub("", str(answer["error"]))
+        text = str(answer["error"])
         raise RuntimeDiedError(text, Death.MEMORY) if answer.get("memory") else BackendError(text)
 
     def worker(self) -> _Worker:

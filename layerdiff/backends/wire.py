@@ -75,7 +75,7 @@ def receive(wire: socket.socket) -> tuple[dict[str, Any], dict[str, Array | None
             os.close(segment)
 
 
-def anonymous_file() -> int:
+def _anonymous_file() -> int:
     """A descriptor of memory that has no name."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("layerdiff")
@@ -111,7 +111,7 @@ def _packed(arrays: Mapping[str, Array | None], segments: list[int]) -> list[dic
 
 def _filled(placed: Sequence[tuple[int, Array]]) -> int:
     """A segment that holds arrays at offsets."""
-    segment = anonymous_file()
+    segment = _anonymous_file()
     size = max(offset + given.nbytes for offset, given in placed)
     if size == 0:
         return segment

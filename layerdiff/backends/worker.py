@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.backends.base import Optimisation
-from layerdiff.backends.wire import BrokenWireError, anonymous_file, receive, send
+from layerdiff.backends.wire import BrokenWireError, receive, send
 from layerdiff.errors import LayerdiffError, RuntimeDiedError
 
 if TYPE_CHECKING:
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
     Answer = tuple[Mapping[str, Any], Mapping[str, Array | None]]
 
-# Where the descriptor of a model's bytes is found as a file, so that a runtime can open it like any other.
-DESCRIPTORS = "/dev/fd"
 _PARENT_CHECK_SECONDS = 1.0
 
 
@@ -76,9 +74,8 @@ class _Server:
             return {"error": f"{self._backend.name} raised {type(error).__name__}: {error}", "trace": last}, {}
 
     def _open(self, request: Mapping[str, Any], arrays: Mapping[str, Array | None]) -> Answer:
-        source = _source(request, arrays)
-        with source as model:
-            session = self._backend.open(model, Optimisation(request["optimisation"]), tuple(request["disabled"]))
+        model = _model(request, arrays)
+        session = self._backend.open(model, Optimisation(request["optimisation"]), tuple(request["disabled"]))
         self._sessions[request["session"]] = session
         return {}, {}
 
@@ -89,40 +86,20 @@ class _Server:
     def _optimised(self, request: Mapping[str, Any], arrays: Mapping[str, Array | None]) -> Answer:
         import numpy as np
 
-        with _source(request, arrays) as model:
-            found = self._backend.optimised(model, Optimisation(request["optimisation"]))
+        found = self._backend.optimised(_model(request, arrays), Optimisation(request["optimisation"]))
         return {}, {"model": np.frombuffer(found.SerializeToString(), np.uint8)}
 
 
-class _source:  # noqa: N801  reads as a function
-    """The path of a model: its own, or one under which the bytes that were sent can be read.
+def _model(request: Mapping[str, Any], arrays: Mapping[str, Array | None]) -> str | onnx.ModelProto:
+    """The path of a model, or the one that was sent; its large weights lie where its metadata says."""
+    import onnx
 
-    A model whose weights are outside comes as what it is: only its backend knows how to be told where they are.
-    """
-
-    def __init__(self, request: Mapping[str, Any], arrays: Mapping[str, Array | None]) -> None:
-        self._path: str | None = request.get("path")
-        self._bytes = arrays.get("model")
-        self._outside = bool(request.get("outside"))
-        self._descriptor: int | None = None
-
-    def __enter__(self) -> str | onnx.ModelProto:
-        if self._path is not None:
-            return self._path
-        assert self._bytes is not None
-        if self._outside:
-            import onnx
-
-            return onnx.load_model_from_string(self._bytes.tobytes())
-        self._descriptor = anonymous_file()
-        with open(self._descriptor, "wb", closefd=False) as file:
-            file.write(self._bytes.data)
-        os.lseek(self._descriptor, 0, os.SEEK_SET)
-        return f"{DESCRIPTORS}/{self._descriptor}"
-
-    def __exit__(self, *_: object) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
+    path: str | None = request.get("path")
+    if path is not None:
+        return path
+    sent = arrays["model"]
+    assert sent is not None
+    return onnx.load_model_from_string(sent.tobytes())
 
 
 def _end_with(parent: int) -> None:

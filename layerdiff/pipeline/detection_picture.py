@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from layerdiff.errors import InputError
-from layerdiff.report.archive import need_folder
+from layerdiff.files import replacing
 from layerdiff.report.plot import Picture
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def plot_scores(shift: ConfidenceShift, path: str | Path | None = None) -> Figur
 
 def _written(figure: Figure, path: str | Path | None) -> Figure:
     if path is not None:
-        need_folder(Path(path))
-        figure.savefig(path, dpi=150)
+        target = Path(path)
+        with replacing(target if target.suffix else target.with_suffix(".png")) as draft:
+            figure.savefig(draft, dpi=150, format=target.suffix.removeprefix(".") or "png")
     return figure
