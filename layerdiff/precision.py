@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.operators import base_name
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -24,9 +26,12 @@ if TYPE_CHECKING:
 # Relative L2 error that a layer may introduce: some units in the last place for floats; for eight bits what per-tensor
 # quantisation of a well-calibrated layer shows (a signal-to-noise ratio of 12 dB is the worst that is still usual).
 ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "float8": 0.25, "int8": 0.25}
+# Below its smallest normal number a format has a fixed spacing: a factor of 1e-6 keeps one digit in half precision.
+SPARED = {"float16": 16 * 2.0**-24}
 SATURATED_SHARE = 1e-3
 SATURATED_STEPS = 2.0
 SATURATED_RANGE = 5e-3
+_CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
 _INTEGER_OPS = frozenset(
     {
         "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
@@ -49,14 +54,29 @@ class Rounded:
 
 def explained(alignment: Alignment, tensor: str, value: int, stop: Iterable[str]) -> Rounded | None:
     """The format that explains what a tensor introduces; None when none is in play or the error exceeds it."""
-    nodes, _ = alignment.candidate.graph.region(tensor, stop)
+    graph = alignment.candidate.graph
+    nodes, _ = graph.region(tensor, stop)
     found = format_of(alignment, nodes)
-    error = relative_error(alignment, tensor, value)
-    if found is None or error is None or error > ALLOWED[found]:
-        return None
-    if found == "int8" and any(_saturates(alignment, alignment.candidate.graph.nodes[n], tensor, value) for n in nodes):
-        return None
-    return Rounded(value, tensor, found, error)
+    for meant in (value, *(_clipped(alignment, value) if found == "int8" else ())):
+        if found is None:
+            break
+        error = relative_error(alignment, tensor, meant)
+        beyond = relative_error(alignment, tensor, meant, spared=SPARED.get(found, 0.0))
+        if error is None or beyond is None or beyond > ALLOWED[found]:
+            continue
+        if found == "int8" and any(_saturates(alignment, graph.nodes[n], tensor, meant) for n in nodes):
+            continue
+        return Rounded(value, tensor, found, error)
+    return None
+
+
+def _clipped(alignment: Alignment, value: int) -> tuple[int, ...]:
+    """What the model's only reader makes of a value, where that clips it: a quantiser lets the range do its work."""
+    family = alignment.families.get(value)
+    members = set(family.members if family else [value])
+    readers = [site for site in alignment.reference.sites if members.intersection(site.inputs)]
+    readers = [site for site in readers if not members.issuperset(site.outputs)]
+    return readers[0].outputs[:1] if len(readers) == 1 and base_name(readers[0].op) in _CLIPS else ()
 
 
 def is_diffuse(alignment: Alignment, rounded: Iterable[Rounded]) -> bool:
@@ -93,8 +113,11 @@ def format_of(alignment: Alignment, nodes: Iterable[int]) -> str | None:
     return next((name for name in ("float8", "bfloat16", "float16") if name in found), None)
 
 
-def relative_error(alignment: Alignment, tensor: str, value: int) -> float | None:
-    """What a tensor introduces, as relative L2; None where it is not finite wherever the expected value is."""
+def relative_error(alignment: Alignment, tensor: str, value: int, *, spared: float = 0.0) -> float | None:
+    """What a tensor introduces, as relative L2; None where it is not finite wherever the expected value is.
+
+    So much of each element's absolute error is left out as `spared` says.
+    """
     expected, actual = alignment.reference.values[value].array, alignment.isolated.get(tensor)
     if expected is None or actual is None or expected.size != actual.size or expected.dtype.kind != "f":
         return None
@@ -103,7 +126,8 @@ def relative_error(alignment: Alignment, tensor: str, value: int) -> float | Non
         return None
     finite = np.isfinite(e)
     size = float(np.linalg.norm(e[finite]))
-    return float(np.linalg.norm(a[finite] - e[finite])) / size if size > 0 else 0.0
+    error = np.maximum(np.abs(a[finite] - e[finite]) - spared, 0.0)
+    return float(np.linalg.norm(error)) / size if size > 0 else 0.0
 
 
 def _saturates(alignment: Alignment, node: Node, tensor: str, value: int) -> bool:
@@ -123,6 +147,7 @@ def _saturates(alignment: Alignment, node: Node, tensor: str, value: int) -> boo
     maker = graph.nodes[graph.producer[tensor]] if tensor in graph.producer else None
     own = maker is not None and maker.op == "DequantizeLinear" and maker.inputs[0] in node.outputs
     known = value if own else alignment.forced().get(node.inputs[0])
+    known = known if own or known is None else next(iter(_clipped(alignment, known)), known)
     expected = None if known is None else alignment.reference.values[known].array
     given = alignment.isolated.get(node.inputs[0], alignment.candidate.tapped[node.inputs[0]])
     values = (given if expected is None else expected).astype(np.float64)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_dynamic, quantize_static
+import torch
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch import nn
 
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
+from tests.zoo.weights import fill, noise, settle
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the converters warn about truncated weights
 
@@ -75,3 +78,54 @@ def test_one_rounded_layer_alone_is_an_origin(trace):
     report = trace(case.model, case.proto, case.inputs)
     assert report.diffuse is None
     assert case.fault.accepts(report.first_divergence.layer)
+
+
+class Bottleneck(nn.Module):
+    """Wide layers that are clipped at six, far below their largest values, beside a shortcut."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.up = nn.Sequential(nn.Conv2d(8, 32, 1), nn.BatchNorm2d(32), nn.ReLU6())
+        self.down = nn.Sequential(nn.Conv2d(32, 8, 3, padding=1), nn.BatchNorm2d(8))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head((x + self.down(self.up(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+def test_a_clip_that_the_quantiser_left_to_the_range_is_no_saturation(trace, form, tmp_path):
+    model, x = settle(fill(Bottleneck()), noise("precision.batch", 8, 3, 12, 12)), noise("precision.x", 1, 3, 12, 12)
+    with torch.no_grad():
+        for part in (model.stem, model.up, model.down):
+            part[1].weight *= 3
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    onnx.save(proto, source)
+    feeds = {proto.graph.input[0].name: x.numpy()}
+    quantize_static(source, target, _Calibration(feeds), quant_format=form, activation_type=QuantType.QUInt8)
+    report = trace(model, target, x)
+    assert report.divergences == ()
+    assert report.diffuse.format == "int8"
+
+
+class Scaled(nn.Module):
+    """A block that is scaled by 1e-6 before it is added, as ConvNeXt begins."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 32), nn.Linear(32, width)
+
+    def forward(self, x):
+        return x + 1e-6 * self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+
+def test_a_factor_too_small_for_half_precision_is_rounding_like_any_other(trace):
+    x = noise("precision.vector", 4, 16)
+    model = fill(nn.Sequential(nn.Linear(16, 16), Scaled(), Scaled(), nn.Linear(16, 4)))
+    proto = convert_float_to_float16(export(model, (x,), Exporter.TORCHSCRIPT), keep_io_types=True)
+    report = trace(model, proto, x)
+    assert report.divergences == ()
+    assert report.diffuse.format == "float16"
