@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -146,6 +147,7 @@ class Recorder(TorchDispatchMode):
         self._inputs: dict[str, int] = {}
         self._outputs: dict[str, int] = {}
         self._in_hook = False
+        self._thread = get_ident()
 
     # What the twin of noise.py replaces.
 
@@ -303,11 +305,15 @@ class Recorder(TorchDispatchMode):
             self._in_hook = False
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if get_ident() != self._thread:  # somebody else calls the model in the meantime
+            return
         with self._hook_body():
             self._begin(module, args, kwargs)
 
     def _exit(self, module: nn.Module, args: Any, output: Any) -> None:
         del module, args
+        if get_ident() != self._thread:
+            return
         with self._hook_body():
             self._end(output)
 

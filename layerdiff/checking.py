@@ -29,8 +29,7 @@ _MOST_CALLS = 100
 _KINDS = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDEFINED}
 _PACKED = {TensorProto.UINT4: 2, TensorProto.INT4: 2, 23: 2, 25: 4, 26: 4}  # FLOAT4E2M1, UINT2, INT2
 _LARGE_BYTES = 1 << 20
-# Fields that hold one number for each element; a complex number takes two.
-_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
+_LONGEST = 1 << 40
 
 
 def check(model: onnx.ModelProto, name: str) -> None:
@@ -197,6 +196,8 @@ def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         raise ModelFileError(f"{where}: an element type that there is not ({tensor.data_type})")
     if any(size < 0 for size in dims):
         raise ModelFileError(f"{where}: a negative size in shape {_shape(dims)}")
+    if any(size > _LONGEST for size in dims):  # also where another size is 0: numpy refuses the shape alone
+        raise ModelFileError(f"{where}: no memory holds shape {_shape(dims)}")
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         return
     wanted = prod(dims)
@@ -212,7 +213,7 @@ def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
                 "it is damaged"
             )
         return
-    held = max(len(getattr(tensor, field)) for field in _FIELDS)
+    held = len(getattr(tensor, helper.tensor_dtype_to_field(tensor.data_type)))
     each = 2 if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128) else 1
     per_item = _PACKED.get(tensor.data_type, 1)
     if held != -(-wanted * each // per_item):

@@ -10,6 +10,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from layerdiff.alone import ALONE
 from layerdiff.narrow import NARROW
 
 if TYPE_CHECKING:
@@ -147,12 +148,13 @@ def _restore_kinds(original: gs.Node, copy: gs.Node) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Graphsurgeon prints its warnings to stdout, where a library has no business."""
-    before = G_LOGGER.severity
-    G_LOGGER.severity = G_LOGGER.CRITICAL
-    try:
-        yield
-    finally:
-        G_LOGGER.severity = before
+    with ALONE:
+        before = G_LOGGER.severity
+        G_LOGGER.severity = G_LOGGER.CRITICAL
+        try:
+            yield
+        finally:
+            G_LOGGER.severity = before
 
 
 def captured_by(node: gs.Node) -> dict[str, gs.Tensor]:

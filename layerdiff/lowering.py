@@ -24,10 +24,12 @@ import onnx
 import torch
 import torch.nn.functional as F  # noqa: N812  the name everybody uses
 from torch import fx, nn
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from layerdiff.alone import ALONE
 from layerdiff.model import Operand
 from layerdiff.operators import only_moves
+from layerdiff.untouched import random_states_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -147,6 +149,8 @@ def _replay(
         raise _NotReplayableError
     function = site.replay.function
     args, kwargs = tree_map_only(Operand, node_of, (site.replay.args, dict(site.replay.kwargs)))
+    if any(isinstance(leaf, torch.ScriptObject) for leaf in tree_leaves((args, kwargs))):  # no code can spell it
+        raise _NotReplayableError
     if isinstance(function, nn.Module):
         name = f"module_{site.index}"
         root.add_module(name, copy.deepcopy(function))  # the caller's stays in the mode that it is in
@@ -329,7 +333,7 @@ _RAISED = _operators(
 
 
 def _export(module: nn.Module, args: tuple[torch.Tensor, ...], exporter: Exporter, opset: int) -> onnx.ModelProto:
-    with _silent(), torch.no_grad():
+    with ALONE, random_states_kept(), _silent(), torch.no_grad():
         if exporter is Exporter.DYNAMO:
             program = torch.onnx.export(module, args, dynamo=True, opset_version=max(opset, 18), verbose=False)
             assert program is not None

@@ -14,6 +14,7 @@ import torch
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from layerdiff.alone import ALONE
 from layerdiff.capture import Recorder, record
 from layerdiff.measure import mask_like
 from layerdiff.model import Noise
@@ -46,11 +47,12 @@ def noise_floor(
     The twin runs without oneDNN: its plain kernels add up in another order, a second and independent look at rounding.
     A value is left out where the twin did not compute the same graph (a model whose control flow is random, say).
     """
-    before = torch.backends.mkldnn.set_flags(False)[0]
-    try:
-        return record(lambda: _Twin(model, reference), args, kwargs).floor
-    finally:
-        torch.backends.mkldnn.set_flags(before)
+    with ALONE:
+        before = torch.backends.mkldnn.set_flags(False)[0]
+        try:
+            return record(lambda: _Twin(model, reference), args, kwargs).floor
+        finally:
+            torch.backends.mkldnn.set_flags(before)
 
 
 class _Twin(Recorder):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import onnx
 
+from layerdiff.alone import ALONE
 from layerdiff.errors import InputError, LayerdiffError
 from layerdiff.external import with_weights
 from layerdiff.graph import load
@@ -170,6 +171,7 @@ def _onnxslim(module: Any, number: str) -> _Used:
 def _silent() -> Any:
     """Simplifiers print and warn."""
     with (
+        ALONE,
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from layerdiff.alone import ALONE
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -18,11 +20,40 @@ if TYPE_CHECKING:
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Restore buffers, train/eval flags and every random state on exit, also after an exception."""
+    """Restore buffers, train/eval flags and every random state on exit, also after an exception.
+
+    No other thread is in such a block at the same time.
+    """
+    with ALONE, _restored(model):
+        yield
+
+
+@contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
     modules = list(model.modules())
     flags = [module.training for module in modules]
     buffers = [(module, dict(module._buffers.items())) for module in modules]  # noqa: SLF001  the registry itself is restored
     contents = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
+    with random_states_kept():
+        try:
+            yield
+        finally:
+            for module, training in zip(modules, flags, strict=True):
+                module.training = training
+            for module, named in buffers:
+                if isinstance(module, torch.jit.ScriptModule):  # its registry is fixed
+                    continue
+                module._buffers.clear()  # noqa: SLF001
+                module._buffers.update(named)  # noqa: SLF001
+            for buffer, content in contents:
+                # What was made in inference mode can be written to there only.
+                with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
+                    buffer.copy_(content)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restore every random state on exit."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  a model may use the old state
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=list(devices)):
@@ -31,16 +62,6 @@ def untouched(model: nn.Module) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002
-            for module, training in zip(modules, flags, strict=True):
-                module.training = training
-            for module, named in buffers:
-                if isinstance(module, torch.jit.ScriptModule):  # its registry is fixed
-                    continue
-                module._buffers.clear()  # noqa: SLF001
-                module._buffers.update(named)  # noqa: SLF001
-            with torch.no_grad():
-                for buffer, content in contents:
-                    buffer.copy_(content)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def test_a_weight_that_claims_terabytes_is_refused(trace: Trace, dims: list[int]
         body.initializer.append(claim)
         model.graph.node.append(node("If", ["x"], ["v"], then_branch=body, else_branch=body))
     text = refusal(trace, model, ModelFileError)
-    assert "the file holds 16; it is damaged" in text
+    assert "the file holds 16; it is damaged" in text or "no memory holds shape" in text
     assert ("initializer 'w'" if where != "attribute" else "attribute 'value' of node") in text
 
 

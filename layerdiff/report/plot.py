@@ -123,7 +123,7 @@ def _dress(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
     axes.grid(axis="y", alpha=0.25)
     numbers = [x for r in shown for x in (_error(r), r.noise.max_abs if r.noise else 0.0) if SMALLEST < x < np.inf]
     if numbers:
-        axes.set_ylim(min(numbers) / 20, max(numbers) * 30)
+        axes.set_ylim(max(min(numbers) / 20, 1e-300), min(max(numbers) * 30, 1e300))
 
 
 def _title(report: Report) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from layerdiff.alone import ALONE
 from layerdiff.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def module_of(program: torch.export.ExportedProgram) -> tuple[nn.Module, tuple[s
         The program cannot be run as a module.
 
     """
-    with warnings.catch_warnings():
+    with ALONE, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about its own internals here
         try:
             module: Any = torch.export.unflatten(program)

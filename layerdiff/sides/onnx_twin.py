@@ -17,6 +17,7 @@ import onnx
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
+from layerdiff.alone import ALONE
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError
 from layerdiff.graph import RANDOM
@@ -145,7 +146,7 @@ class _Twin:
     def _evaluated(self, proto: onnx.NodeProto, operands: Mapping[str, Shadow]) -> list[Shadow | None] | None:
         model, feeds = self._alone(proto, operands)
         try:
-            with warnings.catch_warnings(), np.errstate(all="ignore"):
+            with ALONE, warnings.catch_warnings(), np.errstate(all="ignore"):
                 warnings.simplefilter("ignore")
                 found: Any = ReferenceEvaluator(model).run(None, feeds)
         except Exception:  # noqa: BLE001  each operator of the evaluator fails in a way of its own

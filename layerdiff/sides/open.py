@@ -55,6 +55,7 @@ def open_reference(reference: Any, isolation: Isolation | None = None, store: St
         return TorchReference(module, "ExportedProgram", notes, store)
     if isinstance(reference, torch.nn.Module):
         module = plain(reference)
+        _check_weights(module, "reference")
         return TorchReference(module, type_of(module), store=store)
     source = getattr(reference, "model_proto", reference)
     if isinstance(source, (str, Path, onnx.ModelProto)):
@@ -82,6 +83,7 @@ def open_candidate(
             raise InputError("backend: runs ONNX candidates; a torch candidate runs itself, so leave it out")
         if isinstance(candidate, torch.export.ExportedProgram):
             return TorchCandidate(module_of(candidate)[0], "ExportedProgram", store)
+        _check_weights(plain(candidate), "candidate")
         return TorchCandidate(candidate, type_of(plain(candidate)), store)
     source: Any = getattr(candidate, "model_proto", candidate)  # torch.onnx.export(dynamo=True) returns a program
     if not isinstance(source, (str, Path, onnx.ModelProto)):
@@ -90,6 +92,22 @@ def open_candidate(
             f"ExportedProgram, got {type(source).__name__}"
         )
     return OnnxCandidate(source, _apart(backend or OnnxRuntime(), isolation), store)
+
+
+def _check_weights(module: torch.nn.Module, side: str) -> None:
+    """Refuse a module that has no numbers yet: lazy, or on the meta device."""
+    for path, inner in module.named_modules():
+        for name, tensor in (*inner.named_parameters(recurse=False), *inner.named_buffers(recurse=False)):
+            where = f"{side}: {path or 'the model itself'} ({type_of(inner)})"
+            if torch.nn.parameter.is_lazy(tensor):
+                raise InputError(
+                    f"{where} is lazy and has no {name} yet; call it once with an example before it is traced"
+                )
+            if tensor.is_meta:
+                raise InputError(
+                    f"{where} has its {name} on the meta device, which keeps no numbers; load the weights first "
+                    "(model.to_empty(device='cpu'), then load_state_dict)"
+                )
 
 
 def _apart(backend: Backend, isolation: Isolation | None) -> Backend:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from layerdiff.alone import ALONE
 from layerdiff.capture import capture
 from layerdiff.noise import noise_floor
 from layerdiff.samples import named_arguments
@@ -52,7 +53,7 @@ class TorchReference:
         drawing = (getattr(site.replay, "function", None) for site in reference.sites)
         if not any(torch.Tag.nondeterministic_seeded in getattr(function, "tags", ()) for function in drawing):
             return frozenset()
-        with torch.random.fork_rng():
+        with ALONE, torch.random.fork_rng():
             torch.manual_seed(torch.initial_seed() + 1)
             again = self.capture(sample)
         if len(again.values) != len(reference.values):  # which way it went was drawn, too
