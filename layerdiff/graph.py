@@ -396,10 +396,14 @@ def in_double(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]])
 
 def counting(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model, changed so that each output gives the number of its elements only."""
+    wanted = {port.name for port in model.graph.output}
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    for node in nodes:  # counted where it is made, a tensor need not wait for the end
+        counts = [onnx.helper.make_node("Size", [name], [f"{name}__size"]) for name in node.output if name in wanted]
+        model.graph.node.extend([node, *counts])
     for port in model.graph.output:
-        model.graph.node.append(onnx.helper.make_node("Size", [port.name], [f"{port.name}__size"]))
-        size = onnx.helper.make_tensor_value_info(f"{port.name}__size", onnx.TensorProto.INT64, [])
-        port.CopyFrom(size)
+        port.CopyFrom(onnx.helper.make_tensor_value_info(f"{port.name}__size", onnx.TensorProto.INT64, []))
     return model
 
 

@@ -104,6 +104,8 @@ class OnnxRuntime:
     def _options(self, optimisation: Optimisation) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.graph_optimization_level = _LEVELS[optimisation]
+        if optimisation is Optimisation.NONE:  # as the file lists them: what is not read any more goes at once
+            options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
         options.log_severity_level = 4
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
