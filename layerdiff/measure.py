@@ -47,22 +47,27 @@ _TINY = 1e-60
 
 def mask_like(array: Array) -> NDArray[np.bool_]:
     """Which elements of a float array are mask constants rather than numbers of the ordinary size of the rest."""
-    if largest(array) <= MASK_SMALLEST:  # NaN is not: the rest is looked at more closely
+    bound = mask_bound(array)
+    if bound == np.inf:
         return np.zeros(array.shape, bool)
     with np.errstate(over="ignore"):
-        size = np.abs(array).astype(np.float64)
-    none = np.zeros(array.shape, bool)
-    if array.size < 2 or not np.nanmax(size, initial=0.0) > MASK_SMALLEST:
-        return none
-    picks = size.reshape(-1)[:: max(1, array.size // 4096)]
+        return np.asarray(np.abs(array).astype(np.float64) > bound)
+
+
+def mask_bound(array: Array) -> float:
+    """The magnitude above which an element is a mask constant; infinity where there are none."""
+    if largest(array) <= MASK_SMALLEST:  # NaN is not: the rest is looked at more closely
+        return np.inf
+    with np.errstate(over="ignore"):
+        if array.size < 2 or not np.nanmax(np.abs(array), initial=0.0) > MASK_SMALLEST:
+            return np.inf
+        picks = np.abs(array.reshape(-1)[:: max(1, array.size // 4096)]).astype(np.float64)
     picks = picks[np.isfinite(picks)]
     if (
         np.unique(picks[picks > MASK_SMALLEST]).size > MASK_KINDS
     ):  # numbers of every size are no mask; zeros are not few
         picks = picks[picks > 0]
-    if picks.size == 0:
-        return none
-    return np.asarray(size > max(MASK_SMALLEST, MASK_RATIO * float(np.quantile(picks, 0.1))))
+    return max(MASK_SMALLEST, MASK_RATIO * float(np.quantile(picks, 0.1))) if picks.size else np.inf
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.alone import ALONE
 from layerdiff.capture import Recorder, record
-from layerdiff.measure import mask_like
+from layerdiff.measure import mask_bound
 from layerdiff.model import Noise
 from layerdiff.tensors import as_array, tensors_in
+from layerdiff.tiles import convolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 # How far the noisiest row must be above eight times the quarter quantile of all rows to be judged apart.
 OUTLYING = 8.0
+# Elements whose distances are held in double precision at a time.
+ROWS_AT_ONCE = 1 << 20
 _WIDE = {
     torch.float16: torch.float64,
     torch.bfloat16: torch.float64,
@@ -70,7 +73,8 @@ class _Twin(Recorder):
             wide_kwargs["dtype"] = _WIDE[narrow]
         # The shadow goes first: an in-place operator changes what a later shadow would be made from.
         wide = self._execute_wide(func, wide_args, wide_kwargs)
-        result = func(*args, **kwargs)
+        del wide_args, wide_kwargs
+        result = _run(func, args, kwargs)
         narrow_tensors = tensors_in(result)
         wide_tensors = [None] * len(narrow_tensors) if wide is None else tensors_in(wide)
         for tensor, shadow in zip(narrow_tensors, wide_tensors, strict=True):
@@ -83,13 +87,15 @@ class _Twin(Recorder):
         if _draws(func, args, kwargs):
             return None
         try:
-            return func(*args, **kwargs)
+            return _run(func, args, kwargs)
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
             return None
 
     def _shadow_of(self, leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor):
             return leaf
+        if isinstance(leaf, torch.nn.Parameter):  # kept, those of all layers would be twice the model
+            return _widened(leaf)
         if leaf not in self._shadows:
             self._shadows[leaf] = _widened(leaf)
         return self._shadows[leaf]
@@ -101,7 +107,12 @@ class _Twin(Recorder):
         wide, plain = as_array(self._shadow_of(tensor)), as_array(tensor)
         if expected is None or wide is None or plain is None or wide.shape != expected.shape:
             return
-        self.floor[index] = floor_of(expected, np.maximum(gap_of(expected, wide), gap_of(expected, plain)))
+        self.floor[index] = floor_from(expected, (wide, plain))
+
+
+def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    tiled = convolution(func, args)
+    return func(*args, **kwargs) if tiled is None else tiled
 
 
 def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -119,26 +130,59 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 
 def gap_of(expected: Array, other: Array) -> Array:
     """The distance of every element; 0 where it is not finite on both sides, or a mask constant."""
+    return _gap(expected, other, mask_bound(expected) if expected.dtype.kind in "fc" else np.inf)
+
+
+def _gap(expected: Array, other: Array, bound: float) -> Array:
+    """The same, where magnitudes above a bound are mask constants."""
     wide = np.complex128 if np.iscomplexobj(expected) else np.float64
     counted = np.isfinite(expected) & np.isfinite(other)
-    if expected.dtype.kind in "fc":
-        counted &= ~mask_like(expected)
     with np.errstate(invalid="ignore", over="ignore"):
+        if bound < np.inf:
+            counted &= ~(np.abs(expected).astype(np.float64) > bound)
         return np.where(counted, np.abs(expected.astype(wide) - other.astype(wide)), 0.0)
 
 
-def floor_of(expected: Array, gap: Array) -> Noise:
-    """The floor of a value from the distances of its elements.
+def floor_from(expected: Array, others: Sequence[Array], more: float = 0.0) -> Noise:
+    """The floor of a value from its distances to others, the largest for each element, and so much more for each.
 
-    A row whose scores are all masked may be nothing but rounding in float32. Such a row must not set the floor of the
-    others: where the worst row is far above the usual ones, every row has a floor of its own.
+    Some rows (slices along the last axis) at a time: in double precision all would take several times the value.
     """
+    width = expected.shape[-1] if expected.ndim > 1 else 1
+    flat, *rest = (array.reshape(-1, width) if array.size else array.reshape(0, 1) for array in (expected, *others))
+    bound = mask_bound(expected) if expected.dtype.kind in "fc" else np.inf
+    rows = np.zeros((len(flat), 1))
+    worst = squares = 0.0
+    step = max(1, ROWS_AT_ONCE // max(1, width))
+    for begin in range(0, len(flat), step):
+        part = slice(begin, begin + step)
+        gap = np.max([_gap(flat[part], other[part], bound) for other in rest], axis=0) + more
+        rows[part, 0] = gap.max(axis=1)
+        before, worst = worst, max(worst, float(rows[part].max()))
+        if worst > 0:  # the squares of small numbers are zero
+            squares = squares * (before / worst) ** 2 + float(np.sum((gap / worst) ** 2))
+    if worst == 0:
+        return Noise(0.0, 0.0)
+    return _floor(expected, rows, worst, worst * float(np.sqrt(squares / expected.size)))
+
+
+def floor_of(expected: Array, gap: Array) -> Noise:
+    """The floor of a value from the distances of its elements."""
     worst = float(gap.max()) if gap.size else 0.0
     if worst == 0:
         return Noise(0.0, 0.0)
     rms = worst * float(np.sqrt(np.mean((gap / worst) ** 2)))
-    rows = gap.max(axis=-1, keepdims=True) if gap.ndim > 1 else gap
+    rows = gap.max(axis=-1).reshape(-1, 1) if gap.ndim > 1 else gap.reshape(-1, 1)
+    return _floor(expected, rows, worst, rms)
+
+
+def _floor(expected: Array, rows: Array, worst: float, rms: float) -> Noise:
+    """The floor, given the worst distance in each row.
+
+    A row whose scores are all masked may be nothing but rounding in float32. Such a row must not set the floor of the
+    others: where the worst row is far above the usual ones, every row has a floor of its own.
+    """
     usual = 8 * float(np.quantile(rows[rows > 0], 0.25, method="lower"))
-    if gap.ndim < 2 or expected.dtype.kind not in "fc" or worst <= OUTLYING * usual:
+    if expected.ndim < 2 or expected.dtype.kind not in "fc" or worst <= OUTLYING * usual:
         return Noise(worst, rms)
-    return Noise(worst, rms, np.minimum(np.maximum(rows, usual), worst))
+    return Noise(worst, rms, np.minimum(np.maximum(rows, usual), worst).reshape(*expected.shape[:-1], 1))

@@ -40,16 +40,18 @@ def convolution(func: Any, args: Sequence[Any]) -> Tensor | None:
     rows = max(1, MOST // max(1, row_bytes))
     if height < 1 or width < 1 or rows >= height * x.shape[0]:
         return None
-    result = x.new_empty((x.shape[0], weight.shape[0], height, width))
+    result: Tensor = x.new_empty((x.shape[0], weight.shape[0], height, width))
+    geometry = (kernel[0], stride[0], padding[0], dilation[0])
+    rest = (weight, bias, stride, [0, padding[1]], *args[5:])
     for sample in range(x.shape[0]):
-        for begin, end, piece in _pieces(x[sample : sample + 1], (kernel[0], stride[0], padding[0], dilation[0]), height, rows):
-            result[sample : sample + 1, :, begin:end] = func(
-                piece, weight, bias, stride, [0, padding[1]], dilation, False, [0, 0], groups  # noqa: FBT003
-            )
+        for begin, end, piece in _pieces(x[sample : sample + 1], geometry, height, rows):
+            result[sample : sample + 1, :, begin:end] = func(piece, *rest)
     return result
 
 
-def _pieces(x: Tensor, geometry: tuple[int, int, int, int], height: int, rows: int) -> Iterator[tuple[int, int, Tensor]]:
+def _pieces(
+    x: Tensor, geometry: tuple[int, int, int, int], height: int, rows: int
+) -> Iterator[tuple[int, int, Tensor]]:
     """Rows of the result from where to where, and the rows of the input that they are computed from."""
     taps, jump, pad, step = geometry
     for begin in range(0, height, rows):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from layerdiff import tiles
 from layerdiff.capture import capture
 from layerdiff.errors import ReferenceFailedError
-from layerdiff.noise import noise_floor
+from layerdiff.noise import floor_from, noise_floor
 from tests.zoo.weights import fill, noise, tokens
 
 if TYPE_CHECKING:
@@ -211,3 +214,52 @@ def test_attention_with_dropout_adds_no_noise() -> None:
         return torch.nn.functional.scaled_dot_product_attention(y, y, y, dropout_p=0.5)
 
     assert at_the_end(fill(Function(body, nn.Linear(4, 4))), noise("noise.dropped", 2, 2, 5, 4)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "options"),
+    [
+        ((2, 4, 33, 41), (6, 4, 3, 3), {"padding": 1}),
+        ((1, 8, 40, 37), (8, 4, 5, 5), {"padding": 2, "stride": 2, "groups": 2}),
+        ((2, 6, 20, 20), (6, 6, 3, 3), {"padding": 2, "dilation": 3}),
+        ((1, 3, 50, 50), (5, 3, 7, 7), {"stride": 3}),
+        ((3, 4, 30, 30), (4, 4, 3, 1), {"padding": (1, 0), "stride": (2, 1)}),
+    ],
+)
+def test_a_convolution_in_tiles_gives_the_same_numbers(
+    shape: tuple[int, ...], weight: tuple[int, ...], options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append((func, args))
+            return func(*args, **(kwargs or {}))
+
+    x, w = noise("tiles", *shape), noise("w", *weight)
+    with Seen(), torch.no_grad():
+        whole = torch.nn.functional.conv2d(x, w, **options)
+    func, args = calls[0]
+    assert tiles.convolution(func, args) is None
+    monkeypatch.setattr(tiles, "MOST", 5000)
+    pieces = tiles.convolution(func, args)
+    assert pieces is not None
+    torch.testing.assert_close(pieces, whole, rtol=1e-5, atol=1e-5)
+
+
+def test_the_floor_of_a_large_value_does_not_depend_on_how_many_rows_are_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    expected = rng.normal(size=(7, 11, 13)).astype(np.float32)
+    expected[0, 0] = -1e9
+    others = [expected + rng.normal(size=expected.shape) * 1e-6 for _ in range(2)]
+    others[0][2, 3] += 1.0
+    whole = floor_from(expected, others)
+    monkeypatch.setattr("layerdiff.noise.ROWS_AT_ONCE", 20)
+    piecewise = floor_from(expected, others)
+    assert whole.max_abs == piecewise.max_abs
+    assert whole.rms == pytest.approx(piecewise.rms)
+    assert whole.rows is not None
+    np.testing.assert_array_equal(whole.rows, piecewise.rows)
+    assert whole.rows.shape == (7, 11, 1)

@@ -21,7 +21,7 @@ from layerdiff.alone import ALONE
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError
 from layerdiff.graph import RANDOM
-from layerdiff.noise import floor_of, gap_of
+from layerdiff.noise import floor_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,12 +73,12 @@ def _judged(expected: Array, shadow: Array | None, *, exact: bool) -> tuple[Arra
     """The shadow to go on with, and the floor of a tensor from its distance to that."""
     if expected.dtype.kind not in "fc" or shadow is None or shadow.shape != expected.shape:
         shadow = _widened(expected)
-    apart = gap_of(expected, shadow)
+    more = 0.0
     if not exact and expected.dtype.kind == "f" and expected.size:
         finite = np.abs(expected[np.isfinite(expected)])
         unit = float(np.finfo(expected.dtype).eps) * float(finite.max(initial=0.0))
-        apart = apart + UNSEEN_ULPS * unit
-    return shadow, floor_of(expected, apart)
+        more = UNSEEN_ULPS * unit
+    return shadow, floor_from(expected, (shadow,), more)
 
 
 class _Twin:
