@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.weights import parameters_read
+from layerdiff.graph import RANDOM
 from layerdiff.localise import meaningful
 from layerdiff.operators import base_name, is_reshaping, likeness, only_moves
 from layerdiff.unfold import constants_of, unfolded
@@ -79,11 +80,11 @@ def _beside_edge(alignment: Alignment, origin: Origin) -> list[int]:
     using = [s for s in computing if _reads(reference, s, family)] or computing
     found: list[int] = []
     if _all_read_the_change(alignment, origin):
-        # A Dropout or Identity that stands there comes first: it should change nothing.
-        idle = [
-            call.index for call in reference.calls if call.outputs and family.issuperset(call.inputs + call.outputs)
-        ]
-        found += [*idle[-1:], *([] if site is None else [site.owner])]
+        maker = [] if site is None else [site.owner]
+        idle = [c.index for c in reference.calls if c.outputs and family.issuperset(c.inputs + c.outputs)][-1:]
+        # What draws at random is a Dropout that stands there; whatever else was put in is likelier the maker's.
+        drawn = any(graph.nodes[n].op in RANDOM or "dropout" in graph.nodes[n].op for n in origin.nodes)
+        found += [*idle, *maker] if drawn else [*maker, *idle]
         found += [call.index for call in reference.calls if _passes_on(call, family)]
     if using:
         start = using[0].owner if site is None else site.owner

@@ -104,6 +104,16 @@ def test_inserted_nodes_name_all_that_could_have_inserted_them(trace: Trace) -> 
     assert "It may as well be two or (root): nothing in the file tells them apart." in report.verdict
 
 
+def test_a_dropout_behind_a_layer_is_not_the_first_to_be_accused_of_a_cast(trace: Trace) -> None:
+    model = fill(nn.Sequential(nn.Linear(8, 8), nn.Dropout(), nn.Linear(8, 4)).eval())
+    proto = treat(export(model, (VECTOR,), Exporter.TORCHSCRIPT), Treatment.SCRAMBLED)
+    reader = node_of(proto, "Gemm", 1)
+    down = helper.make_node("Cast", [reader.input[0]], ["down"], to=TensorProto.FLOAT16)
+    insert_before(proto, reader, 0, down, helper.make_node("Cast", ["down"], ["up"], to=TensorProto.FLOAT))
+    first = trace(model, proto, VECTOR).first_divergence
+    assert (first.layer, first.also_possible) == ("0", ("1", "2"))
+
+
 def test_a_name_on_inserted_nodes_settles_whose_they_are(trace: Trace) -> None:
     proto = with_casts(net())
     for node in proto.graph.node:
