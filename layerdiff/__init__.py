@@ -19,6 +19,7 @@ from layerdiff.errors import (
     RuntimeDiedError,
     SampleError,
     SpillError,
+    StageError,
 )
 from layerdiff.model import (
     Coverage,
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from layerdiff.backends import Isolation
     from layerdiff.pipeline.compare import compare_detections
     from layerdiff.simplifiers import guilty_passes
+    from layerdiff.stages.compare import compare_pipelines
+    from layerdiff.stages.result import PipelineComparison, StageMismatch, StageResult, StageStatus
     from layerdiff.tracing import trace
 
 __version__ = "0.1.0"
@@ -51,8 +54,13 @@ __version__ = "0.1.0"
 _LATER = {
     "Isolation": "layerdiff.backends",
     "compare_detections": "layerdiff.pipeline.compare",
+    "compare_pipelines": "layerdiff.stages.compare",
     "guilty_passes": "layerdiff.simplifiers",
     "trace": "layerdiff.tracing",
+    "PipelineComparison": "layerdiff.stages.result",
+    "StageMismatch": "layerdiff.stages.result",
+    "StageResult": "layerdiff.stages.result",
+    "StageStatus": "layerdiff.stages.result",
 }
 
 __all__ = [
@@ -73,6 +81,7 @@ __all__ = [
     "MissingExtraError",
     "ModelFileError",
     "OutputResult",
+    "PipelineComparison",
     "Reason",
     "ReferenceFailedError",
     "Repair",
@@ -84,12 +93,17 @@ __all__ = [
     "SampleError",
     "SampleResult",
     "SpillError",
+    "StageError",
+    "StageMismatch",
+    "StageResult",
+    "StageStatus",
     "Status",
     "Tolerance",
     "UnmatchedDetection",
     "Unrepaired",
     "WeightResult",
     "compare_detections",
+    "compare_pipelines",
     "guilty_passes",
     "load",
     "trace",

@@ -13,6 +13,7 @@ LayerdiffError
 ├── RepairError         the file cannot be corrected as asked
 │   └── PatchError      a change does not fit the graph that it is applied to
 ├── ReproduceError      no case can be cut out of the model and the file
+├── StageError          a stage of a pipeline raised
 └── MissingExtraError   a package that is not among layerdiff's own requirements is needed
 """
 
@@ -86,6 +87,10 @@ class PatchError(RepairError):
 
 class ReproduceError(LayerdiffError):
     """No runnable case of a divergence can be handed over."""
+
+
+class StageError(LayerdiffError):
+    """A stage of a pipeline raised; its own exception is the cause of this one."""
 
 
 class MissingExtraError(LayerdiffError):

@@ -449,7 +449,7 @@ BOX = st.tuples(*[NUMBER] * 5, st.integers(0, 2))
 PHASES = (Phase.explicit, Phase.generate)
 
 
-@settings(max_examples=100, phases=PHASES)
+@settings(max_examples=40, phases=PHASES)
 @given(st.lists(BOX, max_size=5), st.lists(BOX, max_size=5))
 def test_any_numbers_give_an_answer(left: list[Any], right: list[Any]) -> None:
     sides = [np.array(side, float).reshape(-1, 6) for side in (left, right)]

@@ -23,6 +23,7 @@ API = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 HOW = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 READING = (ROOT / "docs" / "reading-a-report.md").read_text(encoding="utf-8")
 
+PIPELINES = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
 DETECTIONS = (ROOT / "docs" / "detections.md").read_text(encoding="utf-8")
 DIAGNOSERS = (ROOT / "docs" / "writing-diagnosers.md").read_text(encoding="utf-8")
 
@@ -44,7 +45,7 @@ def test_the_page_on_diagnosers_has_one_example_with_its_output() -> None:
     assert len(_shown(DIAGNOSERS)) == DIAGNOSERS.count("```python") == 1
 
 
-@pytest.mark.parametrize(("code", "shown"), [*SNIPPETS, *_shown(DIAGNOSERS), *_shown(DETECTIONS)])
+@pytest.mark.parametrize(("code", "shown"), [*SNIPPETS, *_shown(DIAGNOSERS), *_shown(DETECTIONS), *_shown(PIPELINES)])
 def test_a_snippet_prints_what_it_says(code: str, shown: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
@@ -91,6 +92,11 @@ def test_the_table_of_causes_has_every_cause_and_no_other() -> None:
 @pytest.mark.parametrize("reason", list(layerdiff.Reason))
 def test_every_reason_for_a_box_is_explained(reason: layerdiff.Reason) -> None:
     assert f"\n| `{reason}` |" in DETECTIONS
+
+
+@pytest.mark.parametrize("status", list(layerdiff.StageStatus))
+def test_every_status_of_a_stage_is_explained(status: layerdiff.StageStatus) -> None:
+    assert f"\n| `{status}` |" in PIPELINES
 
 
 def test_what_the_page_on_diagnosers_offers_is_there() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from layerdiff.pipeline.boxes import BoxFormat
 from layerdiff.pipeline.coordinates import Relation, relate
-from layerdiff.pipeline.detection_model import DetectionComparison, DetectionMatch, UnmatchedDetection
+from layerdiff.pipeline.detection_model import DetectionComparison, DetectionMatch, Reason, UnmatchedDetection
 from layerdiff.pipeline.explain import Absence, unmatched
 from layerdiff.pipeline.found import Detections, joined
 from layerdiff.pipeline.frames import find_frame
@@ -65,6 +65,18 @@ def compare_detections(
     return job.compared(*tolerances(given.images, tolerance))
 
 
+# So few boxes may lie on a threshold, where rounding decides; only a run of post-processing can tell.
+FEW_ALONE = 3
+
+
+def match_detections(expected: Any, actual: Any) -> DetectionComparison:
+    """As `compare_detections`, but boxes without a counterpart are explained only where that can change the verdict."""
+    given = read_both(expected, actual, None, None)
+    job = _Job(tuple(_image(e, a) for e, a in given.images), None, None)
+    few = sum(len(image.alone(0)) + len(image.alone(1)) for image in job.images) <= FEW_ALONE
+    return job.compared(*tolerances(given.images, None), explain=few)
+
+
 @dataclass(frozen=True, slots=True)
 class _Image:
     """Both sides of one image, with the pairs as they are (`met`) and after a change of coordinates (`pairs`)."""
@@ -98,9 +110,9 @@ class _Job:
     expected_heads: tuple[Head, ...] | None
     actual_heads: tuple[Head, ...] | None
 
-    def compared(self, tolerance_px: float, tolerance_score: float) -> DetectionComparison:
+    def compared(self, tolerance_px: float, tolerance_score: float, *, explain: bool = True) -> DetectionComparison:
         """Everything about the two sides."""
-        alone = any(image.alone(0) or image.alone(1) for image in self.images)
+        alone = explain and any(image.alone(0) or image.alone(1) for image in self.images)
         pools = self.pools() if alone else None
         found = reconcile(*pools) if pools is not None else None
         missing, extra = self.unmatched(pools, found, tolerance_score)
@@ -176,6 +188,8 @@ class _Job:
             missing += [_by_relation(image.expected, n, image.relation) for n in apart[0]]
             extra += [_by_relation(image.actual, n, image.relation) for n in apart[1]]
             if found is None:
+                missing += [_unasked(image.expected, n) for n in image.alone(0)]
+                extra += [_unasked(image.actual, n) for n in image.alone(1)]
                 continue
             for side, told, there in ((0, missing, image.expected), (1, extra, image.moved)):
                 mine, theirs = (found.actual, found.expected) if side == 0 else (found.expected, found.actual)
@@ -209,6 +223,10 @@ def _by_relation(found: Detections, index: int, relation: Relation) -> Unmatched
     return unmatched(found, index, relation.reason, detail, dict((relation.setting,) if relation.setting else ()))
 
 
+def _unasked(found: Detections, index: int) -> UnmatchedDetection:
+    return unmatched(found, index, Reason.UNEXPLAINED, "nothing was tried to explain it", {})
+
+
 def _matches(image: _Image) -> list[DetectionMatch]:
     e, a = image.expected, image.actual
     found = []
@@ -240,10 +258,19 @@ def _together(image: _Image) -> tuple[Pool, Pool]:
 def _pool(head: Head, target: Detections, least: float, *, multi_label: bool) -> Pool:
     found = candidates(head, multi_label=multi_label, least=least)
     found = found.picked(found.finite)
-    frame = find_frame(found, target, (BoxFormat.XYXY,))
+    frame = find_frame(_scored_alike(found, target), target, (BoxFormat.XYXY,))
     if frame is not None and not frame.is_identity(target.extent):
         found = found.with_boxes(frame.applied(found.boxes))
     return pool_of(found, target.picked(target.finite))
+
+
+def _scored_alike(found: Detections, target: Detections) -> Detections:
+    """The candidates whose scores the detections have: of thousands only these tell where boxes have gone."""
+    near = [
+        np.argsort(np.abs(found.scores - score) + (found.classes != kind), kind="stable")[:2]
+        for score, kind in zip(target.scores, target.classes, strict=True)
+    ]
+    return found.picked(np.unique(np.concatenate(near)) if near else np.zeros(0, np.intp))
 
 
 def _side_of(count: int, head: Head) -> Any:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 SUPPORT_IOU = 0.8
 # Of so many boxes of each side, the most confident ones, every likely pair proposes a frame.
 PROPOSERS = 24
+# So many boxes of each side, the most confident ones, judge the proposals.
+JUDGES = 120
 # Scales within a tenth of a percent are one, and so are offsets within a thousandth of the image.
 SLACK = 1e-3
 
@@ -80,6 +82,7 @@ def find_frame(source: Detections, target: Detections, formats: tuple[BoxFormat,
     source, target = source.picked(source.finite), target.picked(target.finite)
     if not len(source) or not len(target):
         return None
+    source, target = _most_confident(source), _most_confident(target)
     if _meets(source.boxes, target.boxes):
         return Frame(support=min(len(source), len(target)))
     pairs = list(_likely(source, target))
@@ -92,6 +95,10 @@ def find_frame(source: Detections, target: Detections, formats: tuple[BoxFormat,
     if best is None or not _convincing(best, source, target, pairs):
         return None
     return _fitted(best, source, target)
+
+
+def _most_confident(found: Detections) -> Detections:
+    return found.picked(np.sort(np.argsort(-found.scores, kind="stable")[:JUDGES]))
 
 
 def _meets(source: Floats, target: Floats) -> bool:

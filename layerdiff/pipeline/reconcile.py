@@ -52,7 +52,7 @@ USUAL_CONF = (
     ),
     *(0.005, 0.02, 0.03),
 )
-USUAL_IOU = (0.45, 0.6, 0.7, 0.5, 0.65, 0.4, 0.55, 0.3, 0.35, 0.25, 0.2, 0.1, 0.15, 0.75, 0.8, 0.85, 0.9, 0.95)
+USUAL_IOU = (0.45, 0.6, 0.7, 0.5, 0.65, 0.4, 0.55, 0.3, 0.35, 0.25, 0.2, 0.1, 0.15, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 USUAL_LIMITS = (1, 5, 10, 20, 25, 30, 50, 100, 150, 200, 250, 256, 300, 400, 500, 512, 600, 750, 1000, 1024, 2000, 3000)
 # A box is a candidate when they are of one class and of nearly one score, and share so much.
 SAME_IOU, SAME_SCORE = 0.9, 5e-3
@@ -230,32 +230,39 @@ def _thresholds(
     price, confs, sides = terms
     best: tuple[float, Any] = (np.inf, None)
     for row, row_other in product(range(len(limits)), repeat=2):
-        limited = price * (row != row_other) + _unlikely(limits[row], sides[0]) + _unlikely(limits[row_other], sides[1])
+        limited = price * (row != row_other) + sum(
+            _unlikely(limits[at], side, price) for at, side in zip((row, row_other), sides, strict=True)
+        )
         same = one[row] + other[row_other] + odd
         at = int(same.argmin())
         if same[at] + limited < best[0]:
             best = float(same[at] + limited), ((row, at), (row_other, at))
         first, second = one[row] + odd, other[row_other] + odd
         at, to = int(first.argmin()), int(second.argmin())
-        slack = min(_width(one[row], at, confs), _width(other[row_other], to, confs))
-        cost = float(first[at] + second[to]) + price + limited + min(0.4, 2 * slack)
+        cost = float(first[at] + second[to]) + price + limited
         if at != to and cost < best[0]:
-            best = cost, ((row, at), (row_other, to))
+            slack = min(_width(one[row], at, confs), _width(other[row_other], to, confs))
+            if cost + min(0.4, 2 * slack) < best[0]:
+                best = cost + min(0.4, 2 * slack), ((row, at), (row_other, to))
     return best
 
 
 def _width(wrong: NDArray[np.int64], at: int, confs: Floats) -> float:
     """How far the threshold could be moved: a narrow gap that holds a usual threshold is no chance."""
-    bad = np.nonzero(wrong != wrong[at])[0]
-    low = confs[bad[bad < at].max()] if (bad < at).any() else 0.0
-    high = confs[bad[bad > at].min()] if (bad > at).any() else 1.0
-    return float(high - low)
+    low = high = at
+    while low > 0 and wrong[low - 1] == wrong[at]:
+        low -= 1
+    while high < len(wrong) - 1 and wrong[high + 1] == wrong[at]:
+        high += 1
+    return float(confs[min(high + 1, len(confs) - 1)] - confs[max(low - 1, 0)])
 
 
-def _unlikely(limit: int | None, side: _Side) -> float:
-    """How much speaks against a limit: a usual number that several images reach is no chance."""
+def _unlikely(limit: int | None, side: _Side, price: float) -> float:
+    """How much speaks against a limit: a usual number that several images reach is no chance, another one may be."""
     if limit is None:
         return 0.0
     if side.most < limit:
         return 1e-3  # never reached
-    return (0.03 if limit in USUAL_LIMITS else 0.45) / side.hits
+    if limit in USUAL_LIMITS:
+        return 0.03 / side.hits
+    return 0.45 / side.hits if price < 1 else 10 * price
