@@ -6,7 +6,7 @@ JOBS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals check clean
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals matrix fuzz check clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +67,13 @@ bench-faults: $(VENV)/.bench
 
 bench-rivals: $(VENV)/.bench
 	$(RUN) -m benchmarks.comparison --seed $(SEED)
+
+# Makes environments of its own; the oldest torch brings gigabytes of CUDA packages.
+matrix: $(VENV)/.made
+	$(RUN) -m benchmarks.matrix
+
+fuzz: $(VENV)/.test
+	$(RUN) -m benchmarks.fuzz.run --graph 90000 --report 20000 --trace 6000 --start $(SEED)000000
 
 check: lint types contracts test docs
 

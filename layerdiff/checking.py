@@ -143,6 +143,8 @@ def _all_tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 def _check_functions(model: onnx.ModelProto, name: str) -> None:
     """That functions do not call themselves, and that written out they are no more nodes than can be looked at."""
     functions = {(f.domain, f.name): f for f in model.functions}
+    if len({(f.domain, f.name, getattr(f, "overload", "")) for f in model.functions}) < len(model.functions):
+        raise ModelFileError(f"{name}: a function is there twice under one name")
     sizes: dict[tuple[str, str], int] = {}
     open_calls: dict[tuple[str, str], None] = {}
 

@@ -72,5 +72,5 @@ if __name__ == "__main__":
 def script(title: str, torch_inputs: Sequence[tuple[str, str]], onnx_inputs: Mapping[str, str]) -> str:
     """The script of a case: which arrays of inputs.npz go in on either side."""
     pairs = ", ".join(f"({key!r}, {dtype})" for key, dtype in torch_inputs)
-    safe = title.replace("\\", "/").replace('"""', "'''")
+    safe = title.replace("\\", "/").replace('"', "'")
     return _SCRIPT.format(title=safe, torch_inputs=f"[{pairs}]", onnx_inputs=repr(dict(onnx_inputs)))
