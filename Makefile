@@ -6,7 +6,7 @@ JOBS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals matrix fuzz check clean
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals bench-pipeline matrix fuzz check clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -64,6 +64,9 @@ notebooks: $(VENV)/.test
 bench-faults: $(VENV)/.bench
 	$(RUN) -m benchmarks.localisation --seed $(SEED) --jobs $(JOBS)
 	$(RUN) -m benchmarks.comparison --seed $(SEED)
+
+bench-pipeline: $(VENV)/.test
+	$(RUN) -m benchmarks.pipeline --seed $(SEED)
 
 bench-rivals: $(VENV)/.bench
 	$(RUN) -m benchmarks.comparison --seed $(SEED)

@@ -37,12 +37,14 @@ from layerdiff.model import (
     Unrepaired,
 )
 from layerdiff.pipeline.detection_model import DetectionComparison, DetectionMatch, Reason, UnmatchedDetection
+from layerdiff.preprocessing.comparison import InputComparison, InputMismatch, InputPair
 from layerdiff.report import Report, load
 from layerdiff.weights import WeightResult
 
 if TYPE_CHECKING:
     from layerdiff.backends import Isolation
     from layerdiff.pipeline.compare import compare_detections
+    from layerdiff.preprocessing.compare import compare_inputs
     from layerdiff.simplifiers import guilty_passes
     from layerdiff.stages.compare import compare_pipelines
     from layerdiff.stages.result import PipelineComparison, StageMismatch, StageResult, StageStatus
@@ -54,6 +56,7 @@ __version__ = "0.1.0"
 _LATER = {
     "Isolation": "layerdiff.backends",
     "compare_detections": "layerdiff.pipeline.compare",
+    "compare_inputs": "layerdiff.preprocessing.compare",
     "compare_pipelines": "layerdiff.stages.compare",
     "guilty_passes": "layerdiff.simplifiers",
     "trace": "layerdiff.tracing",
@@ -73,7 +76,10 @@ __all__ = [
     "Diffuse",
     "Divergence",
     "FixedShapeError",
+    "InputComparison",
     "InputError",
+    "InputMismatch",
+    "InputPair",
     "Isolation",
     "LayerResult",
     "LayerdiffError",
@@ -103,6 +109,7 @@ __all__ = [
     "Unrepaired",
     "WeightResult",
     "compare_detections",
+    "compare_inputs",
     "compare_pipelines",
     "guilty_passes",
     "load",

@@ -1,4 +1,4 @@
-"""The command line: ``layerdiff trace | diff | detections | report | doctor``.
+"""The command line: ``layerdiff trace | diff | inputs | detections | report | doctor``.
 
 Exit 0: agrees, 1: diverges, 2: could not tell.
 """
@@ -54,6 +54,10 @@ def trace(
     model: Annotated[str, typer.Argument(help="package.module:name of the model, or of a function that builds it")],
     candidate: Annotated[Path, typer.Argument(help="the exported .onnx file")],
     inputs: Annotated[list[Path] | None, typer.Option("--input", "-i", help=".npy or .npz; repeat for samples")] = None,
+    candidate_input: Annotated[
+        list[Path] | None, typer.Option(help="what the candidate is fed for each --input: compared with it first")
+    ] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="the image that both inputs were made from")] = None,
     rtol: Annotated[float | None, typer.Option(help="a fixed relative tolerance instead of the noise floor")] = None,
     atol: Annotated[float | None, typer.Option(help="a fixed absolute tolerance instead of the noise floor")] = None,
     granularity: Annotated[Granularity, typer.Option(help="one row per module, or per operator")] = Granularity.MODULE,
@@ -85,6 +89,7 @@ def trace(
     given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
     if given is None:
         raise InputError(f"{model} gives no example inputs; pass --input x.npz")
+    given = _paired(given, candidate_input or [], image or [])
     fixed = layerdiff.Tolerance(rtol or 0.0, atol or 0.0) if rtol is not None or atol is not None else None
     report = layerdiff.trace(
         reference,
@@ -100,7 +105,7 @@ def trace(
     )
     _show(report)
     _write(report, html=html, plot=plot, csv=csv, save=save, pairs=write_pairs)
-    if not report.agrees:
+    if not report.network_agrees:
         _act(report, repair=repair, reproduce=reproduce)
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
 
@@ -172,6 +177,28 @@ def diff(
     _show(report)
     _write(report, html=html, plot=plot, csv=csv, save=save, pairs=None)
     raise typer.Exit(AGREES if report.agrees else DIVERGES)
+
+
+@app.command()
+def inputs(
+    expected: Annotated[Path, typer.Argument(help="what the reference is fed: .npy or .npz")],
+    actual: Annotated[Path, typer.Argument(help="what the candidate is fed: .npy or .npz")],
+    image: Annotated[Path | None, typer.Option(help="the image that both were made from")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the comparison as JSON")] = None,
+) -> None:
+    """Find what another preprocessing did to an input: colour order, scale, resize, letterbox, crop and more."""
+    import layerdiff
+    from layerdiff.files import need_folder, write_text
+
+    if save is not None:
+        need_folder(save)
+    found = layerdiff.compare_inputs(expected, actual, image=image)
+    console = Console()
+    console.print(str(found), markup=False, emoji=False, highlight=False, soft_wrap=True)
+    if save is not None:
+        write_text(save, json.dumps(found.to_dict(), indent=1, allow_nan=False))
+        console.print(f"wrote {save}", markup=False, soft_wrap=True)
+    raise typer.Exit(AGREES if found.agrees else DIVERGES)
 
 
 @app.command()
@@ -288,6 +315,24 @@ def _apart(isolate: Isolate, seconds: float) -> Any:
     from layerdiff.backends import Isolation
 
     return Isolation(time_limit_seconds=seconds) if isolate is Isolate.PROCESS else "none"
+
+
+def _paired(given: Any, candidates: list[Path], images: list[Path]) -> Any:
+    """The samples with what the candidate is fed for each, where that is given."""
+    import layerdiff
+
+    if not candidates:
+        if images:
+            raise InputError("--image is what --input and --candidate-input were made from: give both")
+        return given
+    files = given if isinstance(given, list) else [given]
+    if len(candidates) != len(files) or len(images) not in (0, len(files)):
+        raise InputError(
+            f"{len(files)} samples, {len(candidates)} --candidate-input and {len(images)} --image: give one for each"
+        )
+    pictures: list[Path | None] = list(images) or [None] * len(files)
+    sides = zip(files, candidates, pictures, strict=True)
+    return [layerdiff.InputPair(expected, actual, image) for expected, actual, image in sides]
 
 
 def _masks(path: Path) -> dict[str, Any]:

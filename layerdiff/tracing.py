@@ -31,6 +31,8 @@ from layerdiff.memory import kept_bytes, limit_bytes
 from layerdiff.model import SampleResult, Tolerance
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.pairs import doubts, read_pairs, resolved, still_there
+from layerdiff.preprocessing.compare import compare_inputs
+from layerdiff.preprocessing.fed import preprocessing, shown, unpaired
 from layerdiff.progress import Progress
 from layerdiff.proof import prove, sites_of
 from layerdiff.report import Report
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
     from layerdiff.diagnose import Explained
     from layerdiff.model import Diagnosis, Divergence, Noise, OutputResult, Reference
     from layerdiff.outputs import OutputPairs
+    from layerdiff.preprocessing.comparison import InputComparison
     from layerdiff.samples import Sample
 
 
@@ -88,7 +91,9 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
         arguments, an ``.npy`` or ``.npz`` path, or an iterable of those for several samples. Every sample is judged;
         the first that disagrees (else the one with the largest error) is examined layer by layer. A size that the
-        runtime refuses while another agrees is a finding, not an error.
+        runtime refuses while another agrees is a finding, not an error. An `InputPair` (or several) holds what each
+        side is fed in practice: the two are compared first (`Report.inputs`), and both sides then run with the
+        expected one, so that the network is judged apart from what is around it.
     tolerance
         "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed `Tolerance`.
     backend
@@ -131,6 +136,8 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
 
     """
     _check_options(tolerance, granularity)
+    inputs, fed = unpaired(inputs)
+    compared = tuple(compare_inputs(pair.expected, pair.actual, image=pair.image) for pair in fed)
     isolation, store = isolation_of(isolate), Store(kept_bytes(limit_bytes(memory_limit)))
     expected = open_reference(reference, isolation, store)
     actual = open_candidate(candidate, backend, isolation, store)
@@ -144,7 +151,16 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
             report = _Job(runner, granularity, read_pairs(pairs)).run(inputs, bar)
     finally:
         runner.rest()
-    return replace(report, live=None if report.live is None else replace(report.live, again=again, inputs=kept))
+    report = replace(report, live=None if report.live is None else replace(report.live, again=again, inputs=kept))
+    return _with_inputs(report, shown(compared))
+
+
+def _with_inputs(report: Report, found: InputComparison | None) -> Report:
+    """The report with what was found of the inputs of both sides, before all that is said of the network."""
+    if found is None:
+        return report
+    cause = preprocessing(found, network_agrees=report.network_agrees)
+    return replace(report, inputs=found, diagnoses=(*(() if cause is None else (cause,)), *report.diagnoses))
 
 
 def outputs_agree(

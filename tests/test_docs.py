@@ -24,6 +24,7 @@ HOW = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
 READING = (ROOT / "docs" / "reading-a-report.md").read_text(encoding="utf-8")
 
 PIPELINES = (ROOT / "docs" / "pipelines.md").read_text(encoding="utf-8")
+INPUTS = (ROOT / "docs" / "inputs.md").read_text(encoding="utf-8")
 DETECTIONS = (ROOT / "docs" / "detections.md").read_text(encoding="utf-8")
 DIAGNOSERS = (ROOT / "docs" / "writing-diagnosers.md").read_text(encoding="utf-8")
 
@@ -45,7 +46,9 @@ def test_the_page_on_diagnosers_has_one_example_with_its_output() -> None:
     assert len(_shown(DIAGNOSERS)) == DIAGNOSERS.count("```python") == 1
 
 
-@pytest.mark.parametrize(("code", "shown"), [*SNIPPETS, *_shown(DIAGNOSERS), *_shown(DETECTIONS), *_shown(PIPELINES)])
+@pytest.mark.parametrize(
+    ("code", "shown"), [*SNIPPETS, *_shown(DIAGNOSERS), *_shown(DETECTIONS), *_shown(PIPELINES), *_shown(INPUTS)]
+)
 def test_a_snippet_prints_what_it_says(code: str, shown: str, tmp_path: Path) -> None:
     (tmp_path / "snippet.py").write_text(code, encoding="utf-8")
     done = subprocess.run(
@@ -69,7 +72,7 @@ def _without_numbers(text: str) -> str:
 
 @pytest.mark.parametrize("name", layerdiff.__all__)
 def test_every_public_name_is_on_the_api_page(name: str) -> None:
-    assert re.search(rf"^::: layerdiff\.(trace\.)?{name}$", API, flags=re.MULTILINE)
+    assert re.search(rf"^::: layerdiff\.(tracing\.|backends\.)?{name}$", API, flags=re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", [n for n in layerdiff.__all__ if n.endswith("Error") and n != "LayerdiffError"])

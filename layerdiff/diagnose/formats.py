@@ -95,7 +95,10 @@ def _integers_behind(stretch: Stretch, difference: Difference) -> Array | None:
     graph, node = stretch.alignment.candidate.graph, difference.node
     if node is None or difference.place is None or not isinstance(difference.got, np.ndarray):
         return None
-    name = graph.nodes[node.index].inputs[difference.place.slot]
+    reads = graph.nodes[node.index].inputs
+    if difference.place.slot >= len(reads):  # an operand that only the model's own node has
+        return None
+    name = reads[difference.place.slot]
     index = graph.producer.get(name)
     while index is not None and graph.nodes[index].op in ("Transpose", "Reshape", "Identity", "Cast"):
         name = graph.nodes[index].inputs[0]

@@ -57,7 +57,7 @@ def _live(report: Any, target: Path) -> Live:
             "this report was loaded or copied, and has neither the model nor the file any more; "
             'trace again: layerdiff.trace(model, "model.onnx", inputs).repair("fixed.onnx")'
         )
-    if report.agrees:
+    if report.network_agrees:
         raise RepairError("nothing to repair: the file agrees with the model")
     if target.is_dir():
         raise InputError(f"{target}: is a folder; give the path of the file to write")

@@ -17,7 +17,22 @@ _SEPARATE = ("ruled_out", "failed", "error_after")
 
 def diagnoses(report: Report) -> str:
     """One box for each diagnosis; nothing where there is none."""
-    return "".join(_box(diagnosis) for diagnosis in report.diagnoses)
+    return _inputs(report) + "".join(_box(d) for d in report.diagnoses if d.cause != "preprocessing")
+
+
+def _inputs(report: Report) -> str:
+    """What differs in what both sides are fed, one item each, and the code that corrects it."""
+    found = report.inputs
+    if found is None or found.agrees:
+        return ""
+    proof, mark = ("verified", "proof verified") if found.verified else ("not verified", "proof")
+    items = "".join(f"<li><b>{escape(m.kind)}</b> {escape(m.summary)}</li>" for m in found.mismatches)
+    code = f"<div>Remedy:<code>{escape(found.code.strip())}</code></div>" if found.code else ""
+    numbers = [f"{m.kind}: {_shown(m.parameters)}" for m in found.mismatches]
+    return (
+        f'<div class="cause"><span class="slug">preprocessing</span>of the input <span class="{mark}">{proof}</span>'
+        f"<ul>{items}</ul>{code}{_folded_away('settings', numbers)}{_folded_away('notes', found.notes)}</div>"
+    )
 
 
 def _box(diagnosis: Diagnosis) -> str:

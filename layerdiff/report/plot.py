@@ -127,7 +127,7 @@ def _dress(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
 
 
 def _title(report: Report) -> str:
-    if report.agrees:
+    if report.network_agrees:
         return f"{both_sides(report)} agree: {report.coverage.compared} module calls compared"
     first = report.first_divergence
     if first is None and all(output.agrees for output in report.outputs):

@@ -16,6 +16,7 @@ from layerdiff.model import (  # noqa: TC001  (archive)
     Repair,
     SampleResult,
 )
+from layerdiff.preprocessing.comparison import InputComparison  # noqa: TC001  (archive)
 from layerdiff.weights import WeightResult  # noqa: TC001  (archive)
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Report:
     sample
         Which of them the rest of the report is about (0-based): the first that disagrees, else the one with the largest
         error.
+    inputs
+        How the candidate's own input differs from the reference's, where both were given (`InputPair`).
     repaired
         What was corrected, in the report that `repair` returns.
     weights
@@ -75,12 +78,21 @@ class Report:
     samples: tuple[SampleResult, ...] = ()
     weights: tuple[WeightResult, ...] = ()
     repaired: Repair | None = None
+    inputs: InputComparison | None = None
     # The model, the file and the sample. Not saved, not copied, not compared: see `live.py`.
     live: Any = field(default=None, compare=False, repr=False, metadata={"saved": False})
 
     @property
     def agrees(self) -> bool:
-        """Whether every compared output of the model that ships agrees with the reference, on every sample."""
+        """Whether everything that was given agrees: the network on one input, and the inputs of both sides if given."""
+        return self.network_agrees and (self.inputs is None or self.inputs.agrees)
+
+    @property
+    def network_agrees(self) -> bool:
+        """Whether every compared output of the model that ships agrees with the reference, on every sample.
+
+        Both sides are run with the same input, also where the input of the candidate was given besides.
+        """
         return all(output.agrees for output in self.outputs) and all(sample.agrees for sample in self.samples)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,28 @@ def layer_name(layer: str) -> str:
 
 
 def verdict(report: Report) -> str:
-    """What happened, in sentences a person can paste in a chat."""
+    """What happened, in sentences a person can paste in a chat: first of what both sides are fed, if that was given."""
+    if report.inputs is None:
+        return _network(report)
+    alone = replace(report, inputs=None, diagnoses=tuple(d for d in report.diagnoses if d.cause != "preprocessing"))
+    if report.inputs.agrees:
+        return f"{report.inputs.verdict} {_network(alone)}"
+    fed = report.inputs.verdict.replace("The inputs differ: ", "", 1)
+    if report.network_agrees:
+        return f"The network agrees on the same input; what is fed differs: {fed} {_network(alone)}"
+    return f"What is fed differs: {fed} So does the network, on the same input: {_network(alone)}"
+
+
+def input_lines(report: Report) -> list[str]:
+    """The code that corrects the candidate's input, and what else is to be known of it."""
+    if report.inputs is None:
+        return []
+    code = report.inputs.code.strip().split("\n") if report.inputs.code else []
+    return [f"note: {note}" for note in report.inputs.notes] + [f"  {line}".rstrip() for line in code]
+
+
+def _network(report: Report) -> str:
+    """What happened to the network, run with the same input on both sides."""
     where = which(report)
     if report.agrees:
         sentence = f"{both_sides(report)} agree{where}: {_worst_output(report)}; {_coverage(report)}."
@@ -266,6 +288,8 @@ def print_report(report: Report, console: Console, rows: int = 12) -> None:
     console.print(
         verdict(report), style="bold green" if report.agrees else "bold", markup=False, emoji=False, soft_wrap=True
     )
+    for line in input_lines(report):
+        console.print(line, markup=False, emoji=False, soft_wrap=True, highlight=False)
     for line in sample_lines(report.samples):
         console.print(line, markup=False, emoji=False, soft_wrap=True)
     for line in weight_lines(report.weights):
@@ -300,7 +324,7 @@ def _window(report: Report, rows: int) -> list[LayerResult]:
             (r for r in report.layers if r.introduced), key=lambda r: -r.introduced.rel_l2 if r.introduced else 0.0
         )[:rows]
     if at is None:
-        return [] if report.agrees else list(report.layers[-rows:])
+        return [] if report.network_agrees else list(report.layers[-rows:])
     start = max(0, at - rows // 2)
     return list(report.layers[start : start + rows])
 

@@ -67,7 +67,7 @@ def _case(report: Any, target: Path, which: int) -> Case:
             'trace again: layerdiff.trace(model, "model.onnx", inputs).reproduce("folder")'
         )
     if not live.cases:
-        why = "the file agrees with the model" if report.agrees else "no single layer is accused"
+        why = "the file agrees with the model" if report.network_agrees else "no single layer is accused"
         raise ReproduceError(f"nothing to reproduce: {why}")
     if not 0 <= which < len(live.cases):
         raise ReproduceError(f"which={which}: the report has {len(live.cases)} divergences, numbered from 0")

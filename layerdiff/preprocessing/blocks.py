@@ -1,0 +1,77 @@
+"""Mean values over rectangles of a picture, through its integral image: quick looks at any scale."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Integral:
+    """The sums of a grey picture over everything above and left of each corner, (H + 1, W + 1)."""
+
+    sums: Array
+
+    @staticmethod
+    def of(planes: Array) -> Integral:
+        """That of the sum of the channels of (C, H, W)."""
+        grey = np.zeros(planes.shape[-2:], np.float64)
+        for plane in planes:
+            grey += plane
+        sums = np.zeros((grey.shape[0] + 1, grey.shape[1] + 1))
+        np.cumsum(np.cumsum(grey, axis=0, out=grey), axis=1, out=grey)
+        sums[1:, 1:] = grey
+        return Integral(sums)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture."""
+        return self.sums.shape[0] - 1, self.sums.shape[1] - 1
+
+    def means(self, rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
+        """The mean over each rectangle between two rows and two columns, which need not be whole numbers.
+
+        Each covers at least a pixel about its middle: for an enlarged picture that is bilinear sampling.
+        """
+        (top, bottom), (left, right) = (_span(*pair, n) for pair, n in zip((rows, columns), self.size, strict=True))
+        total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
+        found: Array = total / ((bottom - top) * (right - left))
+        return found
+
+    def _at(self, y: Array, x: Array) -> Array:
+        """The integral up to a place between pixels, (…)."""
+        i, j = np.minimum(y.astype(np.intp), self.size[0] - 1), np.minimum(x.astype(np.intp), self.size[1] - 1)
+        fy, fx = y - i, x - j
+        flat, width = self.sums.ravel(), self.sums.shape[1]
+        at = i * width + j
+        upper = flat[at] * (1 - fx) + flat[at + 1] * fx
+        lower = flat[at + width] * (1 - fx) + flat[at + width + 1] * fx
+        found: Array = upper * (1 - fy) + lower * fy
+        return found
+
+    def grid(self, box: tuple[float, float, float, float], count: int = 32) -> Array:
+        """The means over `count` × `count` cells of a box (top, left, height, width)."""
+        top, left, height, width = box
+        y, x = top + height * np.arange(count + 1) / count, left + width * np.arange(count + 1) / count
+        rows = (y[:-1, None].repeat(count, 1), y[1:, None].repeat(count, 1))
+        columns = (x[None, :-1].repeat(count, 0), x[None, 1:].repeat(count, 0))
+        return self.means(rows, columns)
+
+
+def _span(low: Array, high: Array, size: int) -> tuple[Array, Array]:
+    """Both ends inside the picture and at least a pixel apart, about the same middle."""
+    middle, half = (low + high) / 2, np.maximum(high - low, 1.0) / 2
+    first = np.clip(middle - half, 0, size)
+    last = np.clip(middle + half, 0, size)
+    return np.minimum(first, size - 0.5), np.maximum(last, 0.5)
+
+
+def correlation(one: Array, other: Array) -> float:
+    """The correlation of two arrays of one shape, without a sign; 0 where one of them is constant."""
+    a, b = one.ravel() - one.mean(), other.ravel() - other.mean()
+    bottom = float(np.sqrt((a @ a) * (b @ b)))
+    return float(abs(a @ b)) / bottom if bottom > 1e-12 * max(float(np.abs(one).max()), 1.0) else 0.0

@@ -1,0 +1,269 @@
+"""Two inputs against the picture they were made from: the settings in which their recipes differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.preprocessing.borders import Box
+from layerdiff.preprocessing.frames import Frame
+from layerdiff.preprocessing.halves import is_half
+from layerdiff.preprocessing.kernels import TRUNCATED, UNTOUCHED
+from layerdiff.preprocessing.normalisation import snapped
+from layerdiff.preprocessing.recipes import Recipe, Workshop, identify, with_kernel_of
+from layerdiff.preprocessing.scaling import closest
+from layerdiff.preprocessing.steps import Step
+from layerdiff.preprocessing.writing import Written, written
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from layerdiff.preprocessing.planes import Axes
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """One side: its planes (C, H, W), how they were made, and what that leaves as a share of their range."""
+
+    planes: Array
+    recipe: Recipe
+    left: float
+
+
+@dataclass(frozen=True, slots=True)
+class Remade:
+    """Both sides made again."""
+
+    shop: Workshop
+    expected: Made
+    actual: Made
+
+    def steps(self, axes: Axes, dtype: str) -> tuple[tuple[Step, ...], Written]:
+        """The differences in the order in which the settings are applied, and the expected recipe as code."""
+        code = written(self.expected.recipe, axes, dtype)
+        return tuple(_differences(self, code)), code
+
+
+def remade(shop: Workshop, expected: Array, actual: Array) -> tuple[Made | None, Made | None]:
+    """How both planes (C, H, W) were made; None for a side that no recipe makes again."""
+    ours, left = identify(shop, expected, precision(expected))
+    mine = None if ours is None else Made(expected, ours, left)
+    theirs, other = identify(shop, actual, precision(actual), ours)
+    return mine, None if theirs is None else Made(actual, theirs, other)
+
+
+def precision(planes: Array) -> float:
+    """What a number format leaves of the numbers, as a share of their range; 0 where they have all their digits."""
+    return 1e-3 if is_half(planes) else 0.0
+
+
+def _differences(both: Remade, code: Written) -> Iterator[Step]:
+    e, a = _lying(both.expected.recipe), _lying(both.actual.recipe)
+    if e.source.decoder != a.source.decoder:
+        parameters = {"expected": e.source.decoder, "actual": a.source.decoder}
+        yield _step("decoder", parameters, f"decoded by {a.source.decoder}, wanted {e.source.decoder}", code.decoded)
+    if e.turn != a.turn:
+        yield _turned(e, a, code)
+    yield from _placed(e, a, code)
+    yield from _resized(both, code)
+    if e.relation.order != a.relation.order:
+        yield _reordered(e, a, code)
+    yield from _scaled(e, a, code, blurred=any(precision(side.planes) for side in (both.expected, both.actual)))
+
+
+def _lying(recipe: Recipe) -> Recipe:
+    """A recipe with its frame as it would lie if the picture had not been turned."""
+    if not recipe.before.transpose:
+        return recipe
+    frame = recipe.frame
+    cut, window, target = (_swapped(box) for box in (frame.cut, frame.window, frame.target))
+    return replace(recipe, frame=Frame(cut, frame.size[::-1], window, target, frame.canvas[::-1]))
+
+
+def _swapped(box: Box) -> Box:
+    return Box(box.left, box.top, box.width, box.height)
+
+
+def _step(kind: str, parameters: dict[str, Any], summary: str, code: str) -> Step:
+    return Step(kind, parameters, summary, code, lambda x: x)
+
+
+def _turned(e: Recipe, a: Recipe, code: Written) -> Step:
+    """How the candidate's picture has to be turned to lie like the expected one."""
+    if e.turn.still and not a.turn.transpose:
+        return _step(a.turn.kind, a.turn.parameters, a.turn.summary, code.decoded)
+    if a.turn.still and not e.turn.transpose:
+        return _step(e.turn.kind, e.turn.parameters, e.turn.summary, code.decoded)
+    moved = a.turn if e.turn.still else e.turn
+    kind = "rotation" if moved.kind == "layout" else moved.kind
+    tag = a.source.upright if not a.source.upright.still else None
+    parameters = {"degrees": moved.degrees, "mirrored": moved.transpose and moved.flip_rows == moved.flip_columns}
+    which = "candidate's" if e.turn.still else "expected"
+    text = f"the {which} picture is turned by {moved.degrees} degrees"
+    if tag is not None:
+        from layerdiff.preprocessing.orientation import EXIF
+
+        parameters["exif"] = EXIF[tag]
+        text = f"the {which} picture lies as it is stored: its EXIF orientation {EXIF[tag]} was not applied"
+    return _step(kind, parameters, text, code.decoded)
+
+
+def _placed(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
+    """Letterbox against stretch against crop, their numbers, and the size of the input."""
+    ours, theirs = e.frame.setting, a.frame.setting
+    modes = {e.frame.mode, a.frame.mode}
+    pads = [_pad(r) for r in (e, a)]
+    ours, theirs = ({**s, "pad": p} if p is not None else s for s, p in zip((ours, theirs), pads, strict=True))
+    parameters = {"expected": ours, "actual": theirs}
+    if len(modes - {"resize"}) == 2 or (len(modes) == 2 and not _fits(e, a)):
+        kind = "crop" if "crop" in modes else "letterbox"
+        words = {
+            "resize": "a plain resize",
+            "stretch": "a stretch",
+            "letterbox": "a letterbox",
+            "crop": "a centre crop",
+        }
+        yield _step(kind, parameters, f"{words[a.frame.mode]}, wanted {words[e.frame.mode]}", code.placed)
+        if _other_size(e, a):
+            yield _sized(e, a, code)
+        return
+    if _other_size(e, a):
+        yield _sized(e, a, code)
+    if modes == {"letterbox"}:
+        text = _letterbox_text(e, a, pads)
+        if text:
+            yield _step("letterbox", parameters, f"the letterbox {text}", code.placed)
+    elif modes == {"crop"} and _other_window(e, a):
+        text = (
+            f"the picture is resized to {_by(a.frame.size)} and cropped at {a.frame.window.top}, {a.frame.window.left}"
+        )
+        wanted = f"{_by(e.frame.size)} and {e.frame.window.top}, {e.frame.window.left}"
+        yield _step("crop", parameters, f"{text}, wanted {wanted}", code.placed)
+
+
+def _fits(e: Recipe, a: Recipe) -> bool:
+    """Whether "resize" is the other side's mode, where the picture happens to have the shape of the canvas."""
+    plain, other = (e, a) if e.frame.mode == "resize" else (a, e)
+    if other.frame.mode == "stretch":
+        ratio = (plain.frame.canvas[0] / plain.frame.canvas[1]) / (other.frame.canvas[0] / other.frame.canvas[1])
+        return bool(abs(np.log(ratio)) > 1e-3)
+    return False
+
+
+def _other_size(e: Recipe, a: Recipe) -> bool:
+    """Whether the candidate's input has another size; a rectangular letterbox of one scale has not."""
+    if e.frame.canvas == a.frame.canvas:
+        return False
+    both = "letterbox" in (e.frame.mode, a.frame.mode)
+    return not (both and e.frame.size == a.frame.size)
+
+
+def _sized(e: Recipe, a: Recipe, code: Written) -> Step:
+    parameters = {"expected": list(e.frame.canvas), "actual": list(a.frame.canvas)}
+    return _step(
+        "image-size", parameters, f"the input is {_by(a.frame.canvas)}, wanted {_by(e.frame.canvas)}", code.placed
+    )
+
+
+def _letterbox_text(e: Recipe, a: Recipe, pads: list[list[float] | None]) -> str:
+    parts = []
+    if e.frame.canvas != a.frame.canvas and not _other_size(e, a):
+        parts.append(f"is {_by(a.frame.canvas)} (rectangular or square), wanted {_by(e.frame.canvas)}")
+    elif e.frame.canvas == a.frame.canvas:
+        at = [(r.frame.target.top, r.frame.target.left) for r in (e, a)]
+        if at[0] != at[1]:
+            parts.append(f"starts at row {at[1][0]}, column {at[1][1]}, wanted {at[0][0]}, {at[0][1]}")
+        if e.frame.size != a.frame.size:
+            parts.append(f"holds {_by(a.frame.size)}, wanted {_by(e.frame.size)}")
+    elif _corner(e) != _corner(a):
+        parts.append(f"lies {_corner(a)}, wanted {_corner(e)}")
+    if pads[0] is not None and pads[1] is not None and np.abs(np.subtract(pads[0], pads[1])).max() > 0.05:
+        parts.append(f"is padded with {_few(pads[1])}, wanted {_few(pads[0])}")
+    return " and ".join(parts)
+
+
+def _corner(recipe: Recipe) -> str:
+    free = [c - s for c, s in zip(recipe.frame.canvas, recipe.frame.size, strict=True)]
+    at = (recipe.frame.target.top, recipe.frame.target.left)
+    if all(a <= 0 for a, f in zip(at, free, strict=True) if f > 1):
+        return "at the top left"
+    return "in the middle" if all(abs(2 * a - f) <= 2 for a, f in zip(at, free, strict=True)) else "elsewhere"
+
+
+def _other_window(e: Recipe, a: Recipe) -> bool:
+    """Whether another part of the picture is shown; two canvases may show windows of one resize, or one part of it."""
+    if e.frame.canvas == a.frame.canvas:
+        return (e.frame.cut, e.frame.size, e.frame.window) != (a.frame.cut, a.frame.size, a.frame.window)
+    shares = [(f.window.height / f.size[0], f.window.width / f.size[1]) for f in (e.frame, a.frame)]
+    alike = np.abs(np.subtract(shares[0], shares[1])).max() < 1.5 / min(*e.frame.size, *a.frame.size)
+    return bool(not alike) and (e.frame.cut, e.frame.size) != (a.frame.cut, a.frame.size)
+
+
+def _pad(recipe: Recipe) -> list[float] | None:
+    """The border in levels of the picture, by channel of the picture; one number where all are the same."""
+    if recipe.pad is None:
+        return None
+    levels = (recipe.pad - recipe.relation.bias) / recipe.relation.gain
+    values = [round(float(v), 3) + 0.0 for v in levels]
+    return [v for _, v in sorted(zip(recipe.relation.order, values, strict=True))]
+
+
+def _few(values: list[float] | None) -> str:
+    return ", ".join(dict.fromkeys(f"{v:g}" for v in values or ()))
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} × {size[1]}"
+
+
+def _resized(both: Remade, code: Written) -> Iterator[Step]:
+    """Another kernel, or whole levels on one side only."""
+    e, a = both.expected.recipe, both.actual.recipe
+    ours, theirs = e.kernel, a.kernel
+    if UNTOUCHED in (ours, theirs) or ours is theirs:
+        return
+    parameters: dict[str, Any] = {"expected": ours.setting, "actual": theirs.setting}
+    if ours.name == theirs.name:
+        text = f"pixels are {_digits(theirs.digits)} after the resize, wanted {_digits(ours.digits)}"
+        parameters |= {"how": theirs.digits if theirs.digits == TRUNCATED else ours.digits}
+        yield _step("dtype", parameters, text, code.placed)
+        return
+    if with_kernel_of(both.shop, both.expected.recipe, a, both.expected.planes) or with_kernel_of(
+        both.shop, both.actual.recipe, e, both.actual.planes
+    ):
+        return
+    yield _step("resize", parameters, f"resized with {theirs.name}, wanted {ours.name}", code.placed)
+    if (ours.digits == TRUNCATED) != (theirs.digits == TRUNCATED):
+        told = {"expected": ours.digits, "actual": theirs.digits, "how": TRUNCATED}
+        text = f"pixels are {_digits(theirs.digits)} after the resize, wanted {_digits(ours.digits)}"
+        yield _step("dtype", told, text, code.placed)
+
+
+def _digits(digits: str) -> str:
+    return {"float": "kept as floats", "rounded": "rounded to 8 bits", "truncated": "truncated to 8 bits"}[digits]
+
+
+def _reordered(e: Recipe, a: Recipe, code: Written) -> Step:
+    ours, theirs = ("".join("RGBA"[i] for i in r.relation.order) for r in (e, a))
+    order = [a.relation.order.index(i) for i in e.relation.order if i in a.relation.order]
+    parameters = {"expected": ours, "actual": theirs, "order": order, "channels": len(a.relation.order)}
+    return _step("channel-order", parameters, f"the channels are {theirs}, wanted {ours}", code.numbers)
+
+
+def _scaled(e: Recipe, a: Recipe, code: Written, *, blurred: bool) -> Iterator[Step]:
+    order = [a.relation.order.index(i) if i in a.relation.order else 0 for i in e.relation.order]
+    top = 65535.0 if e.source.pixels.dtype == np.uint16 else 255.0
+    unit = top / 255.0
+    maps = [(r.relation.gain * unit, r.relation.bias) for r in (e, a)]
+    if blurred:  # half precision hides the last digits of what was estimated
+        maps = [snapped(*m) for m in maps]
+        if np.allclose(maps[0][0], maps[1][0][order], rtol=3e-4) and np.allclose(
+            maps[0][1], maps[1][1][order], atol=1e-3
+        ):
+            return
+    for part in closest(maps[0], maps[1], order):
+        yield _step(part.kind, dict(part.parameters), part.summary, code.numbers)

@@ -1,0 +1,327 @@
+"""Inputs of text models: rows of token numbers, with their masks, compared row by row."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from layerdiff.preprocessing.comparison import InputMismatch
+
+Array = np.ndarray[Any, Any]
+Inputs = Mapping[str, Array]
+
+_MOST_SPECIAL = 4  # special tokens that a template puts at one end
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of tokens without their padding, and how they are padded."""
+
+    rows: tuple[Array, ...]
+    side: str  # "right", "left", or "" where nothing is padded
+    pad: int | None
+    length: int
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"side": self.side or None, "pad": self.pad, "length": self.length}
+
+
+def are_tokens(expected: Inputs, actual: Inputs) -> bool:
+    """Whether these are inputs of a text model: whole numbers in rows, none of them a picture."""
+    both = [*expected.values(), *actual.values()]
+    return all(a.dtype.kind in "iub" and a.ndim in (1, 2) for a in both) and not all(a.dtype == np.uint8 for a in both)
+
+
+def compare_tokens(expected: Inputs, actual: Inputs) -> tuple[InputMismatch, ...]:
+    """What differs in the tokens of both sides, the numbers first, then the masks that go with them."""
+    found: list[InputMismatch] = []
+    ours, theirs = _ids(expected), _ids(actual)
+    rebuilt: Array | None = None
+    if ours is not None and theirs is not None:
+        e, a = expected[ours], actual[theirs]
+        if e.shape != a.shape or not np.array_equal(e, a):
+            steps = _of_rows(_rows(e, _mask(expected)), _rows(a, _mask(actual)), ours)
+            found += steps
+            rebuilt = e if all(s.verified for s in steps) else None
+        if e.dtype != a.dtype:
+            found.append(_typed(e, a, ours))
+    for name, array in expected.items():
+        if name == ours:
+            continue
+        if name not in actual:
+            found.append(_missing(name, expected, ours))
+        elif array.shape != actual[name].shape or not np.array_equal(array, actual[name]):
+            found += _of_mask(name, expected, actual, (ours, theirs), padded=rebuilt is not None)
+        elif array.dtype != actual[name].dtype:
+            found.append(_typed(array, actual[name], name))
+    return tuple(found)
+
+
+def _ids(inputs: Inputs) -> str | None:
+    """The name of the tokens themselves: the input with the most different numbers, by its usual name if it has one."""
+    named = [name for name in inputs if name.endswith("input_ids") or name in ("ids", "tokens", "")]
+    rest = [name for name in inputs if "mask" not in name and "type" not in name and "position" not in name]
+    options = named or rest or list(inputs)
+    return max(options, key=lambda name: np.unique(inputs[name]).size, default=None)
+
+
+def _mask(inputs: Inputs) -> Array | None:
+    return next((array != 0 for name, array in inputs.items() if "attention_mask" in name), None)
+
+
+def _rows(ids: Array, mask: Array | None) -> Rows:
+    """The rows without padding: what a mask leaves out, or one number at the same end of every row."""
+    table = np.atleast_2d(ids)
+    keep = None if mask is None or np.atleast_2d(mask).shape != table.shape else np.atleast_2d(mask)
+    if keep is None or keep.all():
+        return _by_value(table)
+    # The mask may be of another padding: believe it only where it leaves out one number, at one end.
+    left_out = np.unique(table[~keep])
+    starts, ends = keep[:, 0].all(), keep[:, -1].all()
+    if left_out.size != 1 or not (starts or ends):
+        return _by_value(table)
+    rows = tuple(row[use] for row, use in zip(table, keep, strict=True))
+    return Rows(rows, "right" if starts else "left", int(left_out[0]), table.shape[1])
+
+
+def _by_value(table: Array) -> Rows:
+    """Padding without a mask: a run of one number, at least two long in some row, at one end of the rows."""
+    for side, at, step in (("right", -1, -1), ("left", 0, 1)):
+        values, counts = np.unique(table[:, at], return_counts=True)
+        pad = int(values[np.argmax(counts)])
+        runs = [int(np.argmin(np.r_[row[::step] == pad, False])) for row in table]
+        if (
+            max(runs) >= 2
+            and max(runs) < table.shape[1] + 1
+            and (table.shape[0] == 1 or min(runs) < max(runs) or pad == 0)
+        ):
+            cut = [row[: len(row) - n] if side == "right" else row[n:] for row, n in zip(table, runs, strict=True)]
+            return Rows(tuple(cut), side, pad, table.shape[1])
+    return Rows(tuple(table), "", None, table.shape[1])
+
+
+def _of_rows(expected: Rows, actual: Rows, name: str) -> list[InputMismatch]:
+    """The mismatches of the tokens; those of the padding come last, as they are applied."""
+    if len(expected.rows) != len(actual.rows):
+        text = f"{len(actual.rows)} rows of tokens, wanted {len(expected.rows)}"
+        parameters = {"expected": len(expected.rows), "actual": len(actual.rows), "how": "rows"}
+        return [InputMismatch("tokens", parameters, "", text, verified=False, name=name)]
+    pairs = list(zip(expected.rows, actual.rows, strict=True))
+    changes = _changes(pairs, name)
+    padding = []
+    if expected.setting != actual.setting and (changes or expected.setting != actual.setting):
+        padding = [_padding(expected, actual, name)] if _matters(expected, actual, changes) else []
+    if not all(c.verified for c in changes):
+        return changes
+    found = [*changes, *padding]
+    if found:  # rows first, the table again at the end: whichever mismatch comes first and last carries that
+        fill = expected.pad if expected.pad is not None else (actual.pad or 0)
+        if found[0].code:
+            found[0] = replace(found[0], code=f"{_taken_apart(actual)}\n{found[0].code}")
+        if not padding and found[-1].code:
+            found[-1] = replace(found[-1], code=f"{found[-1].code}\n{_filled(expected, fill)}")
+    return found
+
+
+def _matters(expected: Rows, actual: Rows, changes: Sequence[InputMismatch]) -> bool:
+    """Whether the padding itself differs, and not only its amount because rows have another length."""
+    if expected.side and actual.side:
+        return (expected.side, expected.pad) != (actual.side, actual.pad) or expected.length != actual.length
+    if expected.length == actual.length:
+        return False
+    longest = max(len(row) for row in expected.rows) - max(len(row) for row in actual.rows)
+    return not changes or expected.length - actual.length != longest
+
+
+def _changes(pairs: list[tuple[Array, Array]], name: str) -> list[InputMismatch]:
+    if all(np.array_equal(e, a) for e, a in pairs):
+        return []
+    for looked_for in (_special, _shorter, _shifted):
+        found = looked_for(pairs, name)
+        if found is not None:
+            return [found]
+    same = np.mean([_alike(e, a) for e, a in pairs])
+    if same < 0.2:
+        text = "the tokens are unrelated: another text, or another vocabulary"
+        return [InputMismatch("unrelated", {"alike": round(float(same), 3)}, "", text, verified=False, name=name)]
+    text = f"{same:.0%} of the tokens are the same: another tokeniser, normalisation or text"
+    parameters = {"how": "tokeniser", "alike": round(float(same), 3)}
+    return [InputMismatch("tokens", parameters, "", text, verified=False, name=name)]
+
+
+def _alike(expected: Array, actual: Array) -> float:
+    common = sum((Counter(expected.tolist()) & Counter(actual.tolist())).values())
+    return common / max(len(expected), len(actual), 1)
+
+
+def _special(pairs: list[tuple[Array, Array]], name: str) -> InputMismatch | None:
+    """Tokens that every row has at its ends on one side only: those of a template such as [CLS] … [SEP]."""
+    for missing in (True, False):
+        first = pairs[0] if missing else pairs[0][::-1]
+        for before in range(_MOST_SPECIAL + 1):
+            after = len(first[0]) - len(first[1]) - before
+            if not 0 <= after <= _MOST_SPECIAL or before + after == 0:
+                continue
+            start, end = first[0][:before], first[0][len(first[0]) - after :]
+            sides = [(long, short) if missing else (short, long) for long, short in pairs]
+            if all(np.array_equal(long, np.r_[start, short, end]) for long, short in sides):
+                return _special_told(start.tolist(), end.tolist(), name, missing=missing)
+    return None
+
+
+def _special_told(start: list[int], end: list[int], name: str, *, missing: bool) -> InputMismatch:
+    text = f"special tokens are {'missing' if missing else 'added'}: {start} before and {end} behind every text"
+    if missing:
+        code = f"rows = [np.r_[{start}, row, {end}] for row in rows]"
+    else:
+        code = f"rows = [row[{len(start)} : len(row) - {len(end)}] for row in rows]"
+    parameters = {"how": "special-tokens", "before": start, "behind": end, "missing": missing}
+    return InputMismatch("tokens", parameters, code, text, verified=True, name=name)
+
+
+def _shorter(pairs: list[tuple[Array, Array]], name: str) -> InputMismatch | None:
+    """Rows that were cut off at a length on the candidate's side, or on the expected one."""
+    for cut in (True, False):
+        sides = [(e, a) if cut else (a, e) for e, a in pairs]
+        longest = max(len(short) for _, short in sides)
+        for kept in (0, 1):  # the last special token may be kept
+            fits = all(
+                np.array_equal(long, short)
+                or (
+                    len(short) == longest < len(long)
+                    and np.array_equal(short, np.r_[long[: longest - kept], long[len(long) - kept :]])
+                )
+                for long, short in sides
+            )
+            if fits:
+                whose = "the text" if cut else "the expected text"
+                parameters = {"how": "truncation", "length": longest, "truncated": "actual" if cut else "expected"}
+                end = f"row[len(row) - {kept} :]"
+                short = f"np.r_[row[: {longest - kept}], {end}] if len(row) > {longest} else row"
+                code = "" if cut else f"rows = [{short} for row in rows]"
+                text = f"{whose} is cut off at {longest} tokens"
+                return InputMismatch("tokens", parameters, code, text, verified=True, name=name)
+    return None
+
+
+def _shifted(pairs: list[tuple[Array, Array]], name: str) -> InputMismatch | None:
+    """Every number off by the same: a vocabulary that begins elsewhere."""
+    if any(len(e) != len(a) for e, a in pairs) or not sum(len(e) for e, _ in pairs):
+        return None
+    gaps = np.unique(np.concatenate([e.astype(np.int64) - a for e, a in pairs]))
+    if gaps.size != 1:
+        return None
+    by = int(gaps[0])
+    parameters = {"how": "offset", "offset": by}
+    text = f"every token number is off by {-by}"
+    return InputMismatch("tokens", parameters, f"rows = [row + {by} for row in rows]", text, verified=True, name=name)
+
+
+def _padding(expected: Rows, actual: Rows, name: str) -> InputMismatch:
+    parts = []
+    if expected.side and actual.side and expected.side != actual.side:
+        parts.append(f"padded on the {actual.side}, wanted on the {expected.side}")
+    if expected.pad != actual.pad and expected.side and actual.side:
+        parts.append(f"padded with {actual.pad}, wanted {expected.pad}")
+    if expected.length != actual.length:
+        parts.append(f"padded to {actual.length} tokens, wanted {expected.length}")
+    fill = expected.pad if expected.pad is not None else (actual.pad or 0)
+    parameters = {"how": "padding", "expected": expected.setting, "actual": actual.setting}
+    return InputMismatch("tokens", parameters, _filled(expected, fill), " and ".join(parts), verified=True, name=name)
+
+
+def _filled(expected: Rows, fill: int) -> str:
+    """The code that pads rows as they are wanted."""
+    at = "len(row) - len(tokens) :" if expected.side == "left" else ": len(tokens)"
+    return (
+        f"x = np.full((len(rows), {expected.length}), {fill})\nfor row, tokens in zip(x, rows):\n    row[{at}] = tokens"
+    )
+
+
+def _taken_apart(actual: Rows) -> str:
+    """The code that makes rows without padding of the candidate's table."""
+    if not actual.side or actual.pad is None:
+        return "rows = list(np.atleast_2d(x))"
+    if not any((row == actual.pad).any() for row in actual.rows):
+        return f"rows = [row[row != {actual.pad}] for row in np.atleast_2d(x)]"
+    lengths = [len(row) for row in actual.rows]
+    at = "row[len(row) - n :]" if actual.side == "left" else "row[:n]"
+    return f"rows = [{at} for row, n in zip(np.atleast_2d(x), {lengths})]"
+
+
+def tokens_script(found: Sequence[InputMismatch]) -> str:
+    """The mismatches as functions to paste, one for each input; nothing where something cannot be undone."""
+    if not found or not all(m.code for m in found):
+        return ""
+    texts = []
+    for name in dict.fromkeys(m.name for m in found):
+        lines = [line for m in found if m.name == name for line in m.code.split("\n")]
+        body = "".join(f"    {line}\n" for line in [*lines, "return x"])
+        label = "".join(c if c.isalnum() else "_" for c in name)
+        texts.append(f"def corrected{'_' if label else ''}{label}(x):\n{body}")
+    return "import numpy as np\n\n\n" + "\n\n".join(texts)
+
+
+def _of_mask(
+    name: str, expected: Inputs, actual: Inputs, ids: tuple[str | None, str | None], *, padded: bool
+) -> list[InputMismatch]:
+    """What differs in a mask or another input beside the tokens; nothing where it follows from the padding."""
+    e, a = expected[name], actual[name]
+    if padded and _follows(e, a, expected, actual, ids):
+        return []
+    if e.shape == a.shape and e.dtype.kind in "biu":
+        whole = a.astype(np.int64)
+        if np.array_equal(e.astype(np.int64), 1 - whole):
+            return [_mask_told(name, "inverted", f"{name} is inverted", "x = 1 - x")]
+        if np.all(whole == 1) and "mask" in name:
+            text = f"{name} is all ones: the padding is not masked"
+            return [
+                _mask_told(
+                    name, "not-masked", text, f"x = ({ids[0] or 'input_ids'} != pad_token_id).astype(np.{e.dtype})"
+                )
+            ]
+        if np.all(whole == 0):
+            return [_mask_told(name, "zeros", f"{name} is all zeros", "")]
+    text = f"{name} differs" + (
+        f" in {int((e != a).sum())} places" if e.shape == a.shape else f": {a.shape}, wanted {e.shape}"
+    )
+    return [InputMismatch("tokens", {"how": "values"}, "", text, verified=False, name=name)]
+
+
+def _mask_told(name: str, how: str, text: str, code: str) -> InputMismatch:
+    return InputMismatch("tokens", {"how": how}, code, text, verified=True, name=name)
+
+
+def _follows(e: Array, a: Array, expected: Inputs, actual: Inputs, ids: tuple[str | None, str | None]) -> bool:
+    """Whether an input tells the same of the tokens of each side, wherever the padding lies."""
+    told = []
+    for array, inputs, name in ((e, expected, ids[0]), (a, actual, ids[1])):
+        assert name is not None
+        padding = _rows(inputs[name], _mask(inputs))
+        table = np.atleast_2d(array)
+        lengths = [len(row) for row in padding.rows]
+        if table.shape != np.atleast_2d(inputs[name]).shape:
+            return False
+        told.append(
+            [row[len(row) - n :] if padding.side == "left" else row[:n] for row, n in zip(table, lengths, strict=True)]
+        )
+    return all(len(np.unique(np.r_[x, y])) <= 1 or np.array_equal(x, y) for x, y in zip(*told, strict=True))
+
+
+def _missing(name: str, expected: Inputs, ids: str | None) -> InputMismatch:
+    plain = "mask" in name and bool(np.all(expected[name] == 1))
+    code = f"x = np.ones_like({ids})" if plain and ids else ""
+    text = f"{name} is not given" + (", so that padding counts" if "mask" in name and not plain else "")
+    return InputMismatch("tokens", {"how": "missing"}, code, text, verified=True, name=name)
+
+
+def _typed(expected: Array, actual: Array, name: str) -> InputMismatch:
+    parameters = {"expected": str(expected.dtype), "actual": str(actual.dtype), "how": "type"}
+    text = f"the numbers are {actual.dtype}, wanted {expected.dtype}"
+    return InputMismatch("dtype", parameters, f"x = x.astype(np.{expected.dtype})", text, verified=True, name=name)
