@@ -302,6 +302,7 @@ ODD = {
     "only folded layers": (layer("stem", Status.FOLDED, None, "into norm"),),
     "only unmatched layers": (layer("stem", Status.UNMATCHED, None, "never called"),),
     "NaN": (layer("stem", Status.DIVERGES, NAN_METRICS), layer("head", Status.PROPAGATES, NAN_METRICS)),
+    "enormous": (layer("stem", Status.DIVERGES, far(1e300)), layer("head", Status.PROPAGATES, far(1.7e308))),
     "infinite": (layer("stem", Status.DIVERGES, far(math.inf)),),
     "no noise": (replace(layer("stem", Status.AGREES), noise=None),),
     "mathematical name": (layer(r"$\frac{$", Status.DIVERGES, far(0.5)),),

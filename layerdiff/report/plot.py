@@ -30,6 +30,7 @@ COLOURS = {
     Status.DIVERGES: "#c62828",
 }
 SMALLEST = 1e-12
+LARGEST = 1e100  # matplotlib's marks on a log axis overflow well before a float does
 
 
 class Picture(Figure):
@@ -62,7 +63,7 @@ def _error(result: LayerResult) -> float:
     metrics = result.accumulated
     if metrics is None:
         return float("nan")
-    return max(metrics.max_abs, SMALLEST) if metrics.nonfinite_mismatches == 0 else float("inf")
+    return min(max(metrics.max_abs, SMALLEST), LARGEST) if metrics.nonfinite_mismatches == 0 else float("inf")
 
 
 def _draw(axes: Axes, shown: list[LayerResult]) -> None:
@@ -86,7 +87,9 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
             picked, heights, s=70 if status is Status.DIVERGES else 26, facecolors="none" if hollow else colour,
             edgecolors=colour, zorder=3, label=str(status), marker="D" if status is Status.DIVERGES else "o",
         )  # fmt: skip
-    introduced = [r.introduced.max_abs if r.introduced and r.introduced.max_abs > 0 else np.nan for r in shown]
+    introduced = [
+        min(r.introduced.max_abs, LARGEST) if r.introduced and r.introduced.max_abs > 0 else np.nan for r in shown
+    ]
     if any(r.status is Status.PROPAGATES for r in shown):
         axes.plot(xs, introduced, "x", color="#1565c0", markersize=4, label="introduced by the layer alone", zorder=2)
     axes.set_yscale("log")
@@ -94,7 +97,7 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
 
 def _carried(values: list[float]) -> NDArray[np.float64]:
     """A line without gaps: a layer without a number of its own is drawn level with the one before it."""
-    return np.asarray(pd.Series(values, dtype=float).ffill().bfill(), dtype=np.float64)
+    return np.asarray(pd.Series(values, dtype=float).ffill().bfill().clip(upper=LARGEST), dtype=np.float64)
 
 
 def _name_divergences(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
@@ -119,16 +122,16 @@ def _dress(axes: Axes, report: Report, shown: list[LayerResult]) -> None:
     ticks = list(range(0, len(shown), step))
     axes.set_xticks(ticks, [_plain(layer_name(shown[i].layer)) for i in ticks], rotation=90, fontsize=6)
     axes.set_xlim(-1, max(1, len(shown)))
-    axes.set_ylabel(f"max-abs error against {report.environment.get('reference_kind', 'PyTorch')}")
+    axes.set_ylabel(f"max-abs error against {_plain(report.environment.get('reference_kind', 'PyTorch'))}")
     axes.grid(axis="y", alpha=0.25)
     numbers = [x for r in shown for x in (_error(r), r.noise.max_abs if r.noise else 0.0) if SMALLEST < x < np.inf]
     if numbers:
-        axes.set_ylim(max(min(numbers) / 20, 1e-300), min(max(numbers) * 30, 1e300))
+        axes.set_ylim(min(numbers) / 20, min(max(numbers), LARGEST) * 30)
 
 
 def _title(report: Report) -> str:
     if report.network_agrees:
-        return f"{both_sides(report)} agree: {report.coverage.compared} module calls compared"
+        return f"{_plain(both_sides(report))} agree: {report.coverage.compared} module calls compared"
     first = report.first_divergence
     if first is None and all(output.agrees for output in report.outputs):
         return "The outputs agree on some samples only"
