@@ -71,15 +71,17 @@ class Splice:
     edges: tuple[tuple[str, int], ...] | None = None
 
 
-# What a splice computes that only leads readers elsewhere.
-IDENTITY = helper.make_model(
-    helper.make_graph(
-        [helper.make_node("Identity", ["x"], ["y"])],
-        "identity",
-        [helper.make_empty_tensor_value_info("x")],
-        [helper.make_empty_tensor_value_info("y")],
-    )
-)
+def _unary(op: str) -> onnx.ModelProto:
+    """A small model of one operator, for splices."""
+    ports = [helper.make_empty_tensor_value_info(name) for name in "xy"]
+    graph = helper.make_graph([helper.make_node(op, ["x"], ["y"])], op.lower(), ports[:1], ports[1:])
+    return helper.make_model(graph)
+
+
+IDENTITY = _unary("Identity")
+"""A splice of this only leads readers elsewhere."""
+
+RELU = _unary("Relu")
 
 Change = SetAttribute | SetConstant | Rewire | SetOperator | Splice
 Patch = tuple[Change, ...]
@@ -210,7 +212,7 @@ def _take_over_name(graph: onnx.GraphProto, tensor: str, corrected: str, own: se
 
 def _import_domains(model: onnx.ModelProto, small: onnx.ModelProto) -> None:
     known = {entry.domain for entry in model.opset_import}
-    if small is IDENTITY:
+    if small is IDENTITY or small is RELU:
         return
     model.opset_import.extend(entry for entry in small.opset_import if entry.domain not in known)
     model.functions.extend(small.functions)

@@ -31,7 +31,7 @@ SPARED = {"float16": 16 * 2.0**-24}
 SATURATED_SHARE = 1e-3
 SATURATED_STEPS = 2.0
 SATURATED_RANGE = 5e-3
-_CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
+CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
 _INTEGER_OPS = frozenset(
     {
         "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
@@ -57,7 +57,7 @@ def explained(alignment: Alignment, tensor: str, value: int, stop: Iterable[str]
     graph = alignment.candidate.graph
     nodes, _ = graph.region(tensor, stop)
     found = format_of(alignment, nodes)
-    for meant in (value, *(_clipped(alignment, value) if found == "int8" else ())):
+    for meant in (value, *(clipped(alignment, value) if found == "int8" else ())):
         if found is None:
             break
         error = relative_error(alignment, tensor, meant)
@@ -70,13 +70,13 @@ def explained(alignment: Alignment, tensor: str, value: int, stop: Iterable[str]
     return None
 
 
-def _clipped(alignment: Alignment, value: int) -> tuple[int, ...]:
+def clipped(alignment: Alignment, value: int) -> tuple[int, ...]:
     """What the model's only reader makes of a value, where that clips it: a quantiser lets the range do its work."""
     family = alignment.families.get(value)
     members = set(family.members if family else [value])
     readers = [site for site in alignment.reference.sites if members.intersection(site.inputs)]
     readers = [site for site in readers if not members.issuperset(site.outputs)]
-    return readers[0].outputs[:1] if len(readers) == 1 and base_name(readers[0].op) in _CLIPS else ()
+    return readers[0].outputs[:1] if len(readers) == 1 and base_name(readers[0].op) in CLIPS else ()
 
 
 def is_diffuse(alignment: Alignment, rounded: Iterable[Rounded]) -> bool:
@@ -147,7 +147,7 @@ def _saturates(alignment: Alignment, node: Node, tensor: str, value: int) -> boo
     maker = graph.nodes[graph.producer[tensor]] if tensor in graph.producer else None
     own = maker is not None and maker.op == "DequantizeLinear" and maker.inputs[0] in node.outputs
     known = value if own else alignment.forced().get(node.inputs[0])
-    known = known if own or known is None else next(iter(_clipped(alignment, known)), known)
+    known = known if own or known is None else next(iter(clipped(alignment, known)), known)
     expected = None if known is None else alignment.reference.values[known].array
     given = alignment.isolated.get(node.inputs[0], alignment.candidate.tapped[node.inputs[0]])
     values = (given if expected is None else expected).astype(np.float64)

@@ -129,3 +129,19 @@ def test_a_factor_too_small_for_half_precision_is_rounding_like_any_other(trace)
     report = trace(model, proto, x)
     assert report.divergences == ()
     assert report.diffuse.format == "float16"
+
+
+def test_a_range_from_other_data_is_named_with_the_range_that_was_needed(trace, resnet, tmp_path):
+    sample, proto = resnet
+    report = trace(sample.model, _static(proto, tmp_path, factor=0.05), sample.inputs)
+    first = report.diagnoses[0]
+    assert first.cause == "quantization"
+    assert "lie outside the range of its scale and zero point" in first.summary
+    low, high = first.evidence["range"]
+    smallest, largest = first.evidence["values"]
+    assert smallest < low or largest > high
+    wanted_low, wanted_high = first.evidence["wanted_range"]
+    step = first.evidence["wanted_scale"]
+    assert wanted_low <= smallest + step
+    assert wanted_high >= largest - step
+    assert "quantize_static" in first.remedy

@@ -131,7 +131,8 @@ def _folded_nodes(stretch: Stretch, norm: _Norm) -> Iterator[tuple[Node, Array, 
         weights = carried_as(norm.weight, constants)
         weight = min(weights, key=lambda a: channel_factors(norm.weight, a)[1]) if weights else None
         bias = next((a for a in constants if a.size == channels and a.ndim <= 1), np.zeros(channels))
-        if weight is not None and any(d.op == "BatchNormalization" for d in comparison.differences):
+        gone = any(d.op == "BatchNormalization" for d in comparison.differences)
+        if weight is not None and gone and norm.weight.shape[0] == channels:
             yield node, weight.astype(np.float64), bias.astype(np.float64), _refolded(stretch, node, norm)
             continue
         found = [

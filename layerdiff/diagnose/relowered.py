@@ -63,6 +63,10 @@ def _named(stretch: Stretch, differences: list[Difference]) -> _Named:
     ops = " → ".join(site.op.removeprefix("aten.") for site in stretch.sites[-4:])
     if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes or _gives_its_input(stretch):
         return _Named(_dropped(stretch), f"{ops} is missing from the file.")
+    if any(node.op == "QuantizeLinear" for node in stretch.nodes):
+        return _Named(
+            "quantization", f"Eight-bit numbers round {ops}; no one of them is at fault alone.", decided=False
+        )
     if (cause := too_narrow(stretch)) is not None:
         return _Named(cause, f"A value inside {ops} does not fit into half precision.")
     if (cause := _by_type_or_layout(stretch)) is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from layerdiff.diagnose import exchanged, rewired
+from layerdiff.diagnose import exchanged, quantization, rewired
 from layerdiff.diagnose.core import narrowed
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.lowering import Exporter
@@ -50,6 +50,10 @@ class Search:
 
     def run(self, *, thorough: bool) -> None:
         """Try until something cures. Stretches are put in place whole only after everything smaller."""
+        quantised = quantization.found(self.stretch)
+        if quantised is not None:
+            self.tried.append(Tried(quantised.hypothesis, cures=True, gap=quantised.gap))
+            return
         if self.stretch.turned:  # the layout of the file's own may be two wires that are exchanged
             self._cross()
         for exporter in tuple(Exporter) if thorough else (Exporter.TORCHSCRIPT,):
@@ -97,7 +101,9 @@ class Search:
         """Each change on its own; as few as it takes together, where none of them is enough."""
         single = [h for h in proposed if not _splices(h)]
         tried = [_try(stretch, hypothesis) for hypothesis in single]
-        self.tried += tried if any(t.cures for t in tried) else tried + _together(stretch, single)
+        rounded = any(node.op == "QuantizeLinear" for node in stretch.nodes)  # all that reads past it cures
+        enough = rounded or any(t.cures for t in tried)
+        self.tried += tried if enough else tried + _together(stretch, single)
 
     def _proposed(self, stretch: Stretch) -> list[Hypothesis]:
         """All that the diagnosers say; one that raises is reported by its name, and the others go on."""
