@@ -54,9 +54,9 @@ PASSES = (
     "IsInfReduceSumFusion", "NchwcTransformer", "NhwcTransformer", "ConvTransposeAddFusion",
 )  # fmt: skip
 
-# Where the external data of a model that is given as bytes lies.
+# Where the external data of a model that is given as bytes lies; 1.20 takes the entry and does not look at it.
 _FOLDER_ENTRY = "session.model_external_initializers_file_folder_path"
-_TAKES_FOLDER = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 19)
+_TAKES_FOLDER = tuple(int(part) for part in ort.__version__.split(".")[:2]) >= (1, 21)
 
 _LEVELS = {
     Optimisation.AS_SHIPPED: ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
