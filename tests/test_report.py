@@ -548,7 +548,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 FOREIGN = {
     "a list": (lambda _: [1, 2], "JSON, but not a layerdiff report"),
     "another format": (lambda c: c.update(format="junit"), "JSON, but not a layerdiff report"),
-    "a newer version": (lambda c: c.update(version=99), "report version 99, this layerdiff reads 3"),
+    "a newer version": (lambda c: c.update(version=99), "report version 99, this layerdiff reads 4"),
     "a missing field": (lambda c: c.pop("layers") and None, "a layerdiff report with damaged content"),
     "a number for a list": (lambda c: c.update(layers=5), "a layerdiff report with damaged content"),
     "a text for a number": (lambda c: c.update(samples="many"), "a layerdiff report with damaged content"),
