@@ -132,8 +132,10 @@ def _by_inputs(shown: Shown) -> tuple[StageMismatch, ...]:
     expected, actual = array(shown.expected), array(shown.actual)
     if not (_is_picture(expected) and _is_picture(actual)):
         return ()
+    if not np.ptp(expected):  # one colour tells nothing of what was done to it
+        return ()
     try:
-        compared = import_module("layerdiff.preprocessing").compare_inputs(expected, actual)
+        compared = import_module("layerdiff.preprocessing.compare").compare_inputs(expected, actual)
     except (InputError, ModuleNotFoundError):
         return ()
     return tuple(
