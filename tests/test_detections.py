@@ -121,6 +121,16 @@ def test_several_labels_for_a_box_are_a_setting_of_their_own(raw: np.ndarray) ->
     assert "multi_label" in compared.extra[0].detail
 
 
+def test_boxes_that_were_clipped_to_the_image_are_still_found_in_the_raw_output(raw: np.ndarray) -> None:
+    def clipped(settings: NmsSettings) -> list[np.ndarray]:
+        return [np.concatenate([one[:, :4].clip(4, 150), one[:, 4:]], 1) for one in processed(raw, settings)]
+
+    compared = compare_detections(clipped(VAL), clipped(DETECT), raw=raw)
+    assert compared.settings == {"conf": (0.001, 0.25), "iou": (0.6, 0.45)}
+    assert compared.reconciled
+    assert {box.reason for box in compared.missing} == {"conf-threshold", "nms-iou"}
+
+
 def test_a_box_below_the_threshold_says_by_how_much(raw: np.ndarray) -> None:
     compared = compare_detections(processed(raw, VAL), processed(raw, replace(VAL, conf=0.25)), raw=raw)
     for box in compared.missing:
@@ -346,6 +356,15 @@ def test_images_are_paired_by_name_and_may_be_without_detections() -> None:
     left = [*_coco(one), {**_coco(one)[0], "image_id": 8}]
     compared = compare_detections(left, _coco(one))
     assert [box.image for box in compared.missing] == ["8"]
+
+
+def test_images_without_names_are_numbered_and_drawn_apart(raw: np.ndarray) -> None:
+    compared = compare_detections(processed(raw, VAL), processed(raw, DETECT))
+    assert {box.image for box in compared.missing} <= {str(n) for n in range(len(raw))}
+    assert len({box.image for box in compared.missing}) > 1
+    of_second = [box for box in compared.missing if box.image == "1"]
+    legend = compared.plot(which="1").axes[0].get_legend()
+    assert f"missing: {len(of_second)}" in {text.get_text() for text in legend.get_texts()}
 
 
 def test_raw_heads_are_decoded(raw: np.ndarray) -> None:

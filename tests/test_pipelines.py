@@ -120,6 +120,30 @@ def _plain(stage: Callable[..., Any]) -> Callable[..., Any]:
     return stage.__call__
 
 
+@pytest.mark.parametrize(
+    ("stage", "changes", "kind"),
+    [
+        ("decoded", {"bgr": True}, "channel-order"),
+        ("tensor", {"swap_channels": True}, "channel-order"),
+        ("tensor", {"divisor": 1.0}, "scale"),
+        ("resized", {"fit": Fit.STRETCH}, "letterbox"),
+        ("resized", {"colour": 0}, "letterbox"),
+        ("resized", {"image_size": 128}, "image-size"),
+        ("augmented", {"flip": True}, "flip"),
+        ("augmented", {"brightness": 1.3}, "augmentation"),
+        ("final", {"undo": False}, "format"),
+    ],
+)
+def test_what_plain_functions_do_to_an_image_is_named_from_the_images_alone(
+    stage: str, changes: dict[str, Any], kind: str
+) -> None:
+    sides = [{name: _plain(s) for name, s in side.items()} for side in (stages(VAL), stages(VAL, **{stage: changes}))]
+    found = compare_pipelines(*sides, scenes()[1])
+    assert [(s.stage, [m.setting for m in s.mismatches]) for s in found.divergences] == [(stage, [kind])]
+    assert found.first_divergence.mismatches[0].verified
+    assert found.proven
+
+
 def test_settings_of_partials_are_read_as_well() -> None:
     def limited(found: Any, keep: int) -> Any:
         return {name: part[:keep] for name, part in found.items()}
@@ -173,6 +197,17 @@ def test_another_channel_order_that_is_undone_later_is_a_convention(exports: tup
     assert statuses["decoded"] is StageStatus.CONVENTION
     assert statuses["tensor"] is StageStatus.CONVENTION
     assert statuses["head"] is StageStatus.AGREES
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["settings shown", "plain functions"])
+def test_a_convention_beside_a_fault_is_not_accused(*, hidden: bool) -> None:
+    candidate = stages(VAL, decoded={"bgr": True}, tensor={"swap_channels": True, "divisor": 1.0})
+    sides = [{n: _plain(s) if hidden else s for n, s in side.items()} for side in (stages(VAL), candidate)]
+    found = compare_pipelines(*sides, list(scenes()))
+    named = [(s.stage, [m.setting for m in s.mismatches]) for s in found.divergences]
+    assert named == [("tensor", ["scale" if hidden else "divisor"])]
+    assert {s.stage: s.status for s in found.stages}["decoded"] is StageStatus.CONVENTION
+    assert found.proven
 
 
 def test_a_network_that_diverges_is_traced_to_its_layer(exports: tuple[Path, Path]) -> None:

@@ -47,6 +47,15 @@ def written_as(boxes: Floats, wanted: BoxFormat) -> Floats:
     return boxes[:, [1, 0, 3, 2]] if wanted is BoxFormat.YXYX else boxes
 
 
+def clipped_like(boxes: Floats, others: Floats) -> Floats:
+    """Boxes clipped to what the others span: programs clip boxes to the image when all else is done."""
+    finite = others[np.isfinite(others).all(1)]
+    if not len(finite):
+        return boxes
+    low, high = np.tile(finite[:, :2].min(0), 2), np.tile(finite[:, 2:].max(0), 2)
+    return np.asarray(np.clip(boxes, np.minimum(low, high), high))
+
+
 def overlaps(first: Floats, second: Floats) -> Floats:
     """The IoU (n, m) of every box with every other; 1 for equal boxes, also empty or NaN ones."""
     if first.shape[0] == 0 or second.shape[0] == 0:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.pipeline.boxes import BoxFormat
+from layerdiff.pipeline.boxes import BoxFormat, clipped_like
 from layerdiff.pipeline.coordinates import Relation, relate
 from layerdiff.pipeline.detection_model import DetectionComparison, DetectionMatch, Reason, UnmatchedDetection
 from layerdiff.pipeline.explain import Absence, unmatched
 from layerdiff.pipeline.found import Detections, joined
-from layerdiff.pipeline.frames import find_frame
+from layerdiff.pipeline.frames import find_frame, meet
 from layerdiff.pipeline.given import read_both, tolerances
 from layerdiff.pipeline.matching import pair_boxes
 from layerdiff.pipeline.nms import candidates
@@ -258,7 +258,9 @@ def _together(image: _Image) -> tuple[Pool, Pool]:
 def _pool(head: Head, target: Detections, least: float, *, multi_label: bool) -> Pool:
     found = candidates(head, multi_label=multi_label, least=least)
     found = found.picked(found.finite)
-    frame = find_frame(_scored_alike(found, target), target, (BoxFormat.XYXY,))
+    near = _scored_alike(found, target)
+    as_they_are = meet(clipped_like(near.boxes, target.boxes), target.boxes)
+    frame = None if as_they_are else find_frame(near, target, (BoxFormat.XYXY,))
     if frame is not None and not frame.is_identity(target.extent):
         found = found.with_boxes(frame.applied(found.boxes))
     return pool_of(found, target.picked(target.finite))

@@ -83,7 +83,7 @@ def find_frame(source: Detections, target: Detections, formats: tuple[BoxFormat,
     if not len(source) or not len(target):
         return None
     source, target = _most_confident(source), _most_confident(target)
-    if _meets(source.boxes, target.boxes):
+    if meet(source.boxes, target.boxes):
         return Frame(support=min(len(source), len(target)))
     pairs = list(_likely(source, target))
     best: Frame | None = None
@@ -101,7 +101,7 @@ def _most_confident(found: Detections) -> Detections:
     return found.picked(np.sort(np.argsort(-found.scores, kind="stable")[:JUDGES]))
 
 
-def _meets(source: Floats, target: Floats) -> bool:
+def meet(source: Floats, target: Floats) -> bool:
     """Whether the boxes meet as they are, all of those of one side."""
     iou = overlaps(source, target)
     return bool(min(len(source), len(target)) and (iou.max(0).min() > 0.995 or iou.max(1).min() > 0.995))

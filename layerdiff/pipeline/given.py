@@ -84,7 +84,10 @@ def _paired(left: Side, right: Side) -> list[tuple[Detections, Detections]]:
             f"expected is of {len(left.images)} images, actual of {len(right.images)}; "
             "give both for the same images, in one order"
         )
-    return [(e, replace(a, name=a.name or e.name)) for e, a in zip(left.images, right.images, strict=True)]
+    one = len(left.images) == 1
+    numbered = enumerate(zip(left.images, right.images, strict=True))
+    given = [(e.name or a.name or ("" if one else str(number)), e, a) for number, (e, a) in numbered]
+    return [(replace(e, name=name), replace(a, name=name)) for name, e, a in given]
 
 
 def _nothing(name: str) -> Detections:

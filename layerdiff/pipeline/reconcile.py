@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.pipeline.boxes import overlaps
+from layerdiff.pipeline.boxes import clipped_like, overlaps
 from layerdiff.pipeline.nms import Neighbours, NmsSettings, best_first
 
 if TYPE_CHECKING:
@@ -77,10 +77,11 @@ def pool_of(found: Detections, target: Detections) -> Pool:
     if len(found) > MOST_CANDIDATES:
         found = found.picked(np.arange(MOST_CANDIDATES))
     wanted = np.zeros(len(found), bool)
+    clipped = clipped_like(found.boxes, target.boxes)
     lost = 0
     for box, score, kind in zip(target.boxes, target.scores, target.classes, strict=True):
         usable = np.nonzero((np.abs(found.scores - score) <= SAME_SCORE) & (found.classes == kind) & ~wanted)[0]
-        iou = overlaps(found.boxes[usable], box[None])[:, 0]
+        iou = overlaps(clipped[usable], box[None])[:, 0]
         worth = iou - 10 * np.abs(found.scores[usable] - score)
         if len(usable) and iou[worth.argmax()] >= SAME_IOU:
             wanted[usable[worth.argmax()]] = True

@@ -1,10 +1,14 @@
-"""Two pipelines from image to detections, compared stage by stage; ready-made stages of the YOLOv5 family."""
+"""Pipelines compared stage by stage, ready-made stages of the YOLOv5 family, and deeper looks at a detector."""
 
 from layerdiff.pipeline.nms import NmsSettings
+from layerdiff.stages.anchors import AnchorCheck, check_anchors
+from layerdiff.stages.feature_maps import plot_feature_maps
 from layerdiff.stages.images import Augment, Fit, Letterbox, Library, ReadImage, ToTensor
+from layerdiff.stages.precision import PrecisionStudy, precision_study
 from layerdiff.stages.yolo import Confident, DecodeHead, Network, ScaleBack, Suppress, yolov5_stages
 
 __all__ = [
+    "AnchorCheck",
     "Augment",
     "Confident",
     "DecodeHead",
@@ -13,9 +17,13 @@ __all__ = [
     "Library",
     "Network",
     "NmsSettings",
+    "PrecisionStudy",
     "ReadImage",
     "ScaleBack",
     "Suppress",
     "ToTensor",
+    "check_anchors",
+    "plot_feature_maps",
+    "precision_study",
     "yolov5_stages",
 ]

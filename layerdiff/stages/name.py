@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 from dataclasses import dataclass, fields, is_dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +12,13 @@ import numpy as np
 
 from layerdiff.errors import InputError, LayerdiffError, StageError
 from layerdiff.pipeline.compare import compare_detections
+from layerdiff.preprocessing.compare import compare_inputs
 from layerdiff.stages.gap import array, gap
 from layerdiff.stages.pipeline import Step
 from layerdiff.stages.result import StageMismatch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from layerdiff.report import Report
 
@@ -98,18 +98,21 @@ def _by_settings(reference: Step, candidate: Step, shown: Shown) -> tuple[StageM
 
 def _agrees_with(candidate: Step, shown: Shown, changes: dict[str, Any]) -> bool:
     """Whether the candidate's stage, with other settings, gives what the reference gives."""
-    stage: Any = candidate.stage
     try:
-        changed = (
-            functools.partial(stage.func, *stage.args, **{**stage.keywords, **changes})
-            if isinstance(stage, functools.partial)
-            else replace(stage, **changes)
-        )
-        step = Step(candidate.name, ((candidate.name, changed),))
-        value = step.run(copy.deepcopy(shown.fed), dict(shown.before), "candidate")
+        value = corrected(candidate, changes).run(copy.deepcopy(shown.fed), dict(shown.before), "candidate")
     except (StageError, TypeError, ValueError):
         return False
     return gap(shown.expected, value).agrees
+
+
+def corrected(step: Step, changes: Mapping[str, Any]) -> Step:
+    """A step whose single stage shows its settings, with some of them changed."""
+    stage: Any = step.stage
+    if isinstance(stage, functools.partial):
+        changed: Any = functools.partial(stage.func, *stage.args, **{**stage.keywords, **changes})
+    else:
+        changed = replace(stage, **changes)
+    return Step(step.name, ((step.name, changed),))
 
 
 def _by_detections(found: Sequence[tuple[Any, Any]], raw: Sequence[Any]) -> tuple[StageMismatch, ...]:
@@ -129,14 +132,20 @@ def _by_detections(found: Sequence[tuple[Any, Any]], raw: Sequence[Any]) -> tupl
 
 def _by_inputs(shown: Shown) -> tuple[StageMismatch, ...]:
     """What two images or tensors tell; nothing where they are neither."""
-    expected, actual = array(shown.expected), array(shown.actual)
+    return by_values(shown.expected, shown.actual, shown.image)
+
+
+def by_values(expected: Any, actual: Any, source: Any) -> tuple[StageMismatch, ...]:
+    """How two images or tensors differ, made from one source; nothing where they are neither."""
+    expected, actual = array(expected), array(actual)
     if not (_is_picture(expected) and _is_picture(actual)):
         return ()
     if not np.ptp(expected):  # one colour tells nothing of what was done to it
         return ()
+    image = source if isinstance(source, (str, Path)) or _is_picture(array(source)) else None
     try:
-        compared = import_module("layerdiff.preprocessing.compare").compare_inputs(expected, actual)
-    except (InputError, ModuleNotFoundError):
+        compared = compare_inputs(expected, actual, image=image)
+    except InputError:
         return ()
     return tuple(
         StageMismatch(
@@ -154,7 +163,9 @@ def _is_picture(value: Any) -> bool:
     """Whether a value has the shape of an image or a batch of them; a head (1, boxes, numbers) has not."""
     if not isinstance(value, np.ndarray) or value.ndim not in (2, 3, 4):
         return False
-    channels = {value.shape[-1], value.shape[-3]} if value.ndim > 2 else {3}
+    if value.ndim == 2:
+        return bool(value.dtype == np.uint8)
+    channels = {value.shape[-1], value.shape[-3]}
     return bool(channels & {3, 4}) or (value.dtype == np.uint8 and 1 in channels)
 
 

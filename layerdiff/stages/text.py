@@ -45,14 +45,17 @@ def _cause(stage: StageResult) -> str:
 
 def _mismatch(mismatch: StageMismatch) -> str:
     known = mismatch.expected is not None or mismatch.actual is not None
-    pair = f" {_shown(mismatch.expected)} against {_shown(mismatch.actual)}" if known else ""
+    sides = [_shown(mismatch.setting, value) for value in (mismatch.expected, mismatch.actual)]
+    pair = f" {sides[0]} against {sides[1]}" if known else ""
     detail = f" ({mismatch.detail})" if mismatch.detail else ""
     proof = ", verified by running the stage with it corrected" if mismatch.verified else ""
     return f"{mismatch.setting}{pair}{detail}{proof}"
 
 
-def _shown(value: Any) -> str:
-    return str(value) if isinstance(value, Enum) else "no limit" if value is None else repr(value)
+def _shown(setting: str, value: Any) -> str:
+    if value is None:
+        return "no limit" if setting == "max_det" else "none"
+    return str(value) if isinstance(value, Enum) else repr(value)
 
 
 def summary(compared: PipelineComparison) -> str:
