@@ -5,25 +5,23 @@ Exit 0: agrees, 1: diverges, 2: could not tell.
 
 from __future__ import annotations
 
-import importlib
 import json
 import sys
 import traceback
 from dataclasses import replace
 from enum import Enum
-from pathlib import Path
+from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from layerdiff import arguments
 from layerdiff.errors import InputError, LayerdiffError, RepairError, ReproduceError
 from layerdiff.memory import parsed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from layerdiff.report import Report
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, help=__doc__)
@@ -85,11 +83,11 @@ def trace(
 
     for target in filter(None, (html, plot, csv, save, write_pairs, repair, reproduce)):
         need_folder(target)
-    reference, example = _built(model)
+    reference, example = arguments.built(model)
     given: Any = list(inputs) if inputs and len(inputs) > 1 else (inputs[0] if inputs else example)
     if given is None:
         raise InputError(f"{model} gives no example inputs; pass --input x.npz")
-    given = _paired(given, candidate_input or [], image or [])
+    given = arguments.paired(given, candidate_input or [], image or [])
     fixed = layerdiff.Tolerance(rtol or 0.0, atol or 0.0) if rtol is not None or atol is not None else None
     report = layerdiff.trace(
         reference,
@@ -97,7 +95,7 @@ def trace(
         given,
         tolerance=fixed or "auto",
         granularity="op" if granularity is Granularity.OP else "module",
-        valid=None if valid is None else _masks(valid),
+        valid=None if valid is None else arguments.masks(valid),
         pairs=pairs,
         isolate=_apart(isolate, time_limit),
         memory_limit=None if memory_limit is None else parsed(memory_limit),
@@ -148,8 +146,9 @@ def diff(
     if inputs and (random or size):
         raise InputError("--inputs gives the inputs: leave out --random and --size")
     apart = _apart(isolate, time_limit)
-    (expected, example), (actual, _) = _side(before), _side(after)
-    given, note = _given(list(inputs or ()), example, (expected, actual), _sizes(size or ()), seed, random=random)
+    (expected, example), (actual, _) = arguments.side(before), arguments.side(after)
+    drawing = arguments.Drawing(arguments.sizes(size or ()), seed, asked=random)
+    given, note = arguments.given(list(inputs or ()), example, (expected, actual), drawing)
     fixed = layerdiff.Tolerance(rtol or 0.0, atol or 0.0) if rtol is not None or atol is not None else None
     try:
         report = layerdiff.trace(
@@ -226,7 +225,7 @@ def detections(
     if raw and len(raw) > 2:
         raise InputError(f"--raw was given {len(raw)} times: wanted one file for both sides, or two")
     given = None if not raw else tuple(raw) if len(raw) == 2 else raw[0]
-    found = layerdiff.compare_detections(expected, actual, raw=given, image_size=_width_height(image_size))
+    found = layerdiff.compare_detections(expected, actual, raw=given, image_size=arguments.width_height(image_size))
     console = Console()
     console.print(str(found), markup=False, highlight=False, soft_wrap=True)
     if labels is not None:
@@ -241,15 +240,6 @@ def detections(
     for path in filter(None, (plot, csv, save)):
         console.print(f"wrote {path}", markup=False, soft_wrap=True)
     raise typer.Exit(AGREES if found.agrees else DIVERGES)
-
-
-def _width_height(option: str | None) -> tuple[int, int] | None:
-    if option is None:
-        return None
-    width, _, height = option.lower().partition("x")
-    if not width.isdigit() or not (height or width).isdigit():
-        raise InputError(f"--image-size {option}: wanted WIDTHxHEIGHT in pixels, for instance 1280x720")
-    return int(width), int(height or width)
 
 
 @app.command()
@@ -289,105 +279,10 @@ def doctor() -> None:
     raise typer.Exit(COULD_NOT_TELL if missing else AGREES)
 
 
-def _built(spec: str) -> tuple[Any, Any]:
-    """The model that ``package.module:name`` gives, and example inputs where its builder returns some."""
-    module_name, _, attribute = spec.partition(":")
-    if not module_name or not attribute:
-        raise InputError(f"{spec!r}: wanted package.module:name, for instance mymodels.yolo:build")
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise InputError(f"{spec!r}: cannot import {module_name} ({error}); run from the folder it is in") from error
-    if not hasattr(module, attribute):
-        raise InputError(f"{spec!r}: module {module_name} has no {attribute!r}")
-    built = getattr(module, attribute)
-    import torch
-
-    if not isinstance(built, torch.nn.Module) and callable(built):
-        built = built()
-    if isinstance(built, tuple) and len(built) == 2:  # the model and its example inputs
-        return built
-    return built, None
-
-
 def _apart(isolate: Isolate, seconds: float) -> Any:
     from layerdiff.backends import Isolation
 
     return Isolation(time_limit_seconds=seconds) if isolate is Isolate.PROCESS else "none"
-
-
-def _paired(given: Any, candidates: list[Path], images: list[Path]) -> Any:
-    """The samples with what the candidate is fed for each, where that is given."""
-    import layerdiff
-
-    if not candidates:
-        if images:
-            raise InputError("--image is what --input and --candidate-input were made from: give both")
-        return given
-    files = given if isinstance(given, list) else [given]
-    if len(candidates) != len(files) or len(images) not in (0, len(files)):
-        raise InputError(
-            f"{len(files)} samples, {len(candidates)} --candidate-input and {len(images)} --image: give one for each"
-        )
-    pictures: list[Path | None] = list(images) or [None] * len(files)
-    sides = zip(files, candidates, pictures, strict=True)
-    return [layerdiff.InputPair(expected, actual, image) for expected, actual, image in sides]
-
-
-def _masks(path: Path) -> dict[str, Any]:
-    """The masks in an .npz file, by name."""
-    import numpy as np
-
-    if not path.is_file():
-        raise InputError(f"{path}: no such file; give an .npz file with a mask for each name")
-    try:
-        with np.load(path, allow_pickle=False) as content:
-            return {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError, TypeError) as error:  # TypeError: a bare array
-        raise InputError(f"{path}: not an .npz file of plain arrays ({error})") from error
-
-
-def _side(spec: str) -> tuple[Any, Any]:
-    """One side of a diff, and example inputs where its builder returns some."""
-    path = Path(spec)
-    if path.suffix == ".pt2":
-        import torch
-
-        if not path.is_file():
-            raise InputError(f"{path}: no such file; give the path of a file that torch.export.save wrote")
-        return torch.export.load(path), None
-    if path.suffix == ".onnx" or path.exists() or ":" not in spec:
-        return path, None
-    return _built(spec)
-
-
-def _sizes(options: Sequence[str]) -> dict[str, int]:
-    found = {}
-    for option in options:
-        name, _, size = option.rpartition("=")
-        if not name or not size.isdigit() or int(size) < 1:
-            raise InputError(f"--size {option}: wanted NAME=N, for instance batch=4")
-        found[name] = int(size)
-    return found
-
-
-def _given(
-    files: list[Path], example: Any, sides: tuple[Any, Any], sizes: dict[str, int], seed: int, *, random: bool
-) -> tuple[Any, str | None]:
-    """What both sides are fed, and a sentence about it where it was drawn."""
-    if files:
-        return (files if len(files) > 1 else files[0]), None
-    if example is not None and not random and not sizes:
-        return example, None
-    source = next((side for side in sides if isinstance(side, Path)), None)
-    if source is None:
-        raise InputError("inputs can be drawn only for an .onnx file, which declares them; pass --inputs x.npz")
-    from layerdiff.draws import draw
-
-    drawn = draw(source, sizes, seed)
-    files_only = all(isinstance(side, Path) for side in sides)  # a module has names of its own
-    return drawn.inputs if files_only else tuple(drawn.inputs.values()), drawn.note
 
 
 def _show(report: Report) -> None:

@@ -1,47 +1,25 @@
-"""trace(): capture, expose, align, walk back, heal, report."""
+"""trace(): what is asked of a comparison, and its answer. The steps themselves are in job.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
-from layerdiff.align import align
-from layerdiff.attribute import Blame
-from layerdiff.audit import audit
-from layerdiff.autopsy import Autopsy, locate
-from layerdiff.cases import case_of
-from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, ranked
-from layerdiff.environment import environment
 from layerdiff.errors import (
-    BackendError,
-    FixedShapeError,
     InputError,
-    LayerdiffError,
-    ReferenceFailedError,
-    RuntimeDiedError,
 )
-from layerdiff.findings import Finding, diffuse, finding, layout_diagnoses
-from layerdiff.layers import Accused, LayerBook, coverage
-from layerdiff.live import Live
-from layerdiff.localise import find_origins
-from layerdiff.measure import limits_for
+from layerdiff.job import Job
 from layerdiff.memory import kept_bytes, limit_bytes
-from layerdiff.model import SampleResult, Tolerance
-from layerdiff.observer import Observed, fusion_diagnosis, observe
-from layerdiff.pairs import doubts, read_pairs, resolved, still_there
+from layerdiff.model import Tolerance
+from layerdiff.pairs import read_pairs
 from layerdiff.preprocessing.compare import compare_inputs
 from layerdiff.preprocessing.fed import preprocessing, shown, unpaired
 from layerdiff.progress import Progress
-from layerdiff.proof import prove, sites_of
-from layerdiff.report import Report
 from layerdiff.runner import Runner
 from layerdiff.samples import samples
-from layerdiff.settle import settle
-from layerdiff.several import judged, size_diagnosis
 from layerdiff.sides import isolation_of, open_candidate, open_reference
-from layerdiff.stability import random_diagnosis, reference_random
 from layerdiff.store import Store
 
 if TYPE_CHECKING:
@@ -53,14 +31,9 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.onnx import ONNXProgram
 
-    from layerdiff.align import Alignment
     from layerdiff.backends import Backend, Isolation
-    from layerdiff.candidate import Candidate
-    from layerdiff.diagnose import Explained
-    from layerdiff.model import Diagnosis, Divergence, Noise, OutputResult, Reference
-    from layerdiff.outputs import OutputPairs
     from layerdiff.preprocessing.comparison import InputComparison
-    from layerdiff.samples import Sample
+    from layerdiff.report import Report
 
 
 def trace(  # noqa: PLR0913  the one function that may have more than five parameters
@@ -148,7 +121,7 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     kept = None if isinstance(inputs, Iterator) else inputs  # an iterator is used up
     try:
         with store, Progress(enabled=progress) as bar:
-            report = _Job(runner, granularity, read_pairs(pairs)).run(inputs, bar)
+            report = Job(runner, granularity, read_pairs(pairs)).run(inputs, bar)
     finally:
         runner.rest()
     report = replace(report, live=None if report.live is None else replace(report.live, again=again, inputs=kept))
@@ -174,211 +147,12 @@ def outputs_agree(
     """Whether the final outputs agree on every sample; nothing between them is looked at."""
     fixed, isolation = None if isinstance(tolerance, str) else tolerance, isolation_of(isolate)
     sides = open_reference(reference, isolation), open_candidate(candidate, None, isolation)
-    job = _Job(Runner(*sides, fixed, None), "module", {})
+    job = Job(Runner(*sides, fixed, None), "module", {})
     try:
         with Progress(enabled=False) as bar:
             return all(job.judge(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
     finally:
         job.runner.rest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """One sample that ran on both sides, and how its outputs were judged."""
-
-    index: int
-    sample: Sample
-    candidate: Candidate
-    reference: Reference
-    floor: Mapping[int, Noise]
-    outputs: OutputPairs
-    results: tuple[OutputResult, ...]
-    told: SampleResult
-    death: RuntimeDiedError | None = None  # the runtime did not survive it
-
-    def rank(self) -> tuple[bool, bool, float]:
-        """The higher, the more there is to see; the first sample that disagrees comes before all others."""
-        seen = [o.everywhere or o.shipped for o in self.results]
-        return (
-            self.death is not None,
-            not self.told.agrees,
-            max((m.times_limit for m in seen if m and self.told.agrees), default=0.0),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """What stays the same from sample to sample."""
-
-    runner: Runner
-    granularity: str
-    pairs: Mapping[str, str]
-
-    def run(self, inputs: Any, bar: Progress) -> Report:
-        """The report on the sample that shows most, with the judgement of all; one sample is kept at a time."""
-        shown: _Judged | None = None
-        told: list[SampleResult] = []
-        refusal: LayerdiffError | None = None
-        for index, sample in enumerate(samples(inputs)):
-            try:
-                found = self.judge(index, sample, bar)
-            except (BackendError, FixedShapeError) as error:
-                refusal = refusal or error
-                told.append(self.refused(sample, error))
-                continue
-            told.append(found.told)
-            shown = found if shown is None or found.rank() > shown.rank() else shown
-        if shown is None:
-            assert refusal is not None  # there is at least one sample
-            raise refusal
-        death = shown.death
-        if death is None:
-            try:
-                return self.examine(shown, told, bar)
-            except RuntimeDiedError as error:
-                death = error
-        bar.stage("looking for the node at which the runtime dies")
-        return self.fallen(shown, told, death)
-
-    def judge(self, index: int, sample: Sample, bar: Progress) -> _Judged:
-        """Run one sample on both sides and compare the outputs."""
-        run = self.runner
-        candidate = run.fed(sample)
-        bar.stage("running the reference")
-        try:
-            reference, floor = run.recorded(sample)
-        except RuntimeDiedError as error:
-            raise ReferenceFailedError(f"the reference {run.reference.label} cannot be run: {error}") from error
-        bar.stage("running the candidate")
-        outputs = run.paired(reference, floor, candidate.graph, index)
-        shipped, tapped, death = _ran(candidate)
-        results = outputs.results(shipped, tapped)
-        told = judged(run.shapes(sample), results)
-        told = told if shipped or death is None else replace(told, refused=str(death))
-        return _Judged(index, sample, candidate, reference, floor, outputs, results, told, death)
-
-    def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
-        """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
-        try:
-            self.runner.reference.capture(sample)
-        except ReferenceFailedError:
-            raise error from None
-        return SampleResult(self.runner.shapes(sample), agrees=False, refused=str(error))
-
-    def examine(self, shown: _Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
-        """The report on one sample."""
-        outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
-        observed = observe(shown.candidate, outputs, shown.results)
-        bar.stage("aligning layers")
-        limits = limits_for(reference, floor, run.tolerance)
-        given = resolved(self.pairs, reference, shown.candidate, outputs)
-        given, lost = still_there(given, observed.candidate)
-        alignment = align(reference, observed.candidate, outputs.everywhere(), limits, given)
-        bar.stage("proving the accusation")
-        origins, rounded = find_origins(alignment)
-        proven = prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
-        found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
-        confined = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.confined]
-        bar.stage("naming the cause")
-        stretches = [Stretch(alignment, o, f.divergence) for (o, _), f in zip(proven.diverging, found, strict=True)]
-        explained = [] if observed.guilty else explain_all(stretches)
-        if explained:
-            found = settle(alignment, [origin for origin, _ in proven.diverging], found, explained)
-            stretches = [replace(s, divergence=f.divergence) for s, f in zip(stretches, found, strict=True)]
-            explained = [e.of(f.divergence.layer) for e, f in zip(explained, found, strict=True)]
-        cases = tuple(case_of(s, e) for s, e in zip(stretches, explained, strict=False))
-        crossed = inputs_exchanged(observed.candidate, outputs, explained, reference.calls[0].type)
-        if crossed is not None:
-            found, explained, cases = [Finding(Blame(0, None), crossed[0])], [crossed[1]], ()
-        divergences = tuple(f.divergence for f in found)
-        bar.stage("writing the report")
-        accused = Accused(
-            sites_of([f.blame.call for f in found], proven.diverging),
-            sites_of([f.blame.call for f in confined], proven.confined),
-            harmless=proven.harmless,
-        )
-        book = LayerBook(alignment, floor, run.tolerance, accused, rounded)
-        calls = book.calls()
-        return Report(
-            divergences=divergences,
-            diagnoses=(
-                *_drawn(run, shown, divergences),
-                *_diagnoses(observed, divergences, alignment, told, explained),
-            ),
-            diffuse=None if proven.harmless else diffuse(alignment, rounded, outputs),
-            outputs=shown.results,
-            layers=calls if self.granularity == "module" else book.operators(),
-            coverage=coverage(calls, reference.uncalled),
-            environment=environment(run.reference, run.candidate),
-            warnings=observed.warnings
-            + run.reference.warnings
-            + outputs.warnings()
-            + lost
-            + doubts(alignment)
-            + alignment.candidate.warnings,
-            confined=tuple(f.divergence for f in confined),
-            sample=shown.index,
-            samples=tuple(told),
-            live=None if run.source is None else Live(run.source, shown.sample, cases, observed.level, run),
-            weights=audit(alignment),
-        )
-
-    def fallen(self, shown: _Judged, told: Sequence[SampleResult], death: RuntimeDiedError) -> Report:
-        """The report on a runtime that died; where the model that ships did run, that says whether it agrees."""
-        run, reference = self.runner, shown.reference
-        found = Autopsy(shown.candidate, locate(shown.candidate, death), reference, shown.floor, run.tolerance)
-        ran = all(output.actual_shape is not None for output in shown.results)
-        divergence, diagnosis, layers = found.divergence(), found.diagnosis(), found.layers()
-        while_examined = f"the model ran as it ships, but not while its layers were examined: {diagnosis.summary}"
-        return Report(
-            divergences=() if ran or divergence is None else (divergence,),
-            diagnoses=() if ran else (diagnosis,),
-            outputs=shown.results,
-            layers=layers,
-            coverage=coverage(layers, reference.uncalled),
-            environment=environment(run.reference, run.candidate),
-            warnings=((while_examined,) if ran else ()) + run.reference.warnings + shown.outputs.warnings(),
-            sample=shown.index,
-            samples=tuple(told),
-        )
-
-
-def _ran(
-    candidate: Candidate,
-) -> tuple[Mapping[str, Any], Mapping[str, Any], RuntimeDiedError | None]:
-    """What the candidate gives as it ships and with every tensor visible, up to where the runtime died."""
-    shipped: Mapping[str, Any] = {}
-    try:
-        shipped = candidate.shipped
-        tapped = candidate.tapped
-    except RuntimeDiedError as death:
-        return shipped, {}, death
-    return shipped, tapped, None
-
-
-def _drawn(run: Runner, shown: _Judged, found: Sequence[Divergence]) -> tuple[Diagnosis, ...]:
-    """That the reference draws at random, where it does and something diverges."""
-    if not found:
-        return ()
-    cause = reference_random(shown.reference, run.reference.unstable(shown.sample, shown.reference), found[0])
-    return () if cause is None else (cause,)
-
-
-def _diagnoses(
-    observed: Observed,
-    found: Sequence[Divergence],
-    alignment: Alignment,
-    told: Sequence[SampleResult],
-    explained: Sequence[Explained],
-) -> tuple[Diagnosis, ...]:
-    first = found[0] if found else None
-    around = (
-        fusion_diagnosis(observed, first.layer if first is not None else ""),
-        random_diagnosis(observed.candidate, first) if found or observed.warnings else None,
-        *(layout_diagnoses(alignment, first.layer) if first is not None else ()),
-    )
-    sizes = size_diagnosis(told, first, alignment)
-    return ranked([d for d in around if d is not None], sizes, [e.diagnosis for e in explained])
 
 
 def _check_options(tolerance: object, granularity: object) -> None:
