@@ -132,18 +132,23 @@ def stored(graph: Graph, constants: Mapping[str, Array]) -> Iterator[Stored]:
     """Every constant of eight bits or fewer; biases of 32 bits have the scale of what they are added to."""
     for node in graph.nodes:
         integers = constants.get(node.inputs[0]) if node.op == "DequantizeLinear" else None
-        scheme = scheme_of(node, constants)
-        if integers is not None and scheme is not None and integers.dtype.itemsize == 1:
+        if integers is None or integers.dtype.itemsize != 1:
+            continue
+        scheme = scheme_of(node, constants, integers.dtype)
+        if scheme is not None:
             yield Stored(node, integers, scheme)
 
 
-def scheme_of(node: Node, constants: Mapping[str, Array]) -> Scheme | None:
-    """The scheme of a QuantizeLinear or DequantizeLinear with constant operands; None where they are computed."""
+def scheme_of(node: Node, constants: Mapping[str, Array], kind: Any = np.uint8) -> Scheme | None:
+    """The scheme of a QuantizeLinear or DequantizeLinear with constant operands; None where they are computed.
+
+    `kind` is the type of the integers: that of a zero point which is left out.
+    """
     scale = constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
     if scale is None or scale.dtype.kind != "f":
         return None
     given = node.inputs[2] if len(node.inputs) > 2 else ""
-    zero = constants.get(given) if given else np.zeros(scale.shape, np.uint8)
+    zero = constants.get(given) if given else np.zeros(scale.shape, kind)
     if zero is None or zero.dtype.kind not in "iu":
         return None
     return Scheme(scale, zero, int(node.attributes.get("axis", 1)))

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("layerdiff")
 
+# What a diagnoser may raise on a graph that it did not expect; the others go on.
+_FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+
 
 @dataclass(frozen=True, slots=True)
 class Tried:
@@ -50,9 +53,8 @@ class Search:
 
     def run(self, *, thorough: bool) -> None:
         """Try until something cures. Stretches are put in place whole only after everything smaller."""
-        quantised = quantization.found(self.stretch)
-        if quantised is not None:
-            self.tried.append(Tried(quantised.hypothesis, cures=True, gap=quantised.gap))
+        self._quantisers()
+        if self._cured:
             return
         if self.stretch.turned:  # the layout of the file's own may be two wires that are exchanged
             self._cross()
@@ -74,6 +76,20 @@ class Search:
     @property
     def _cured(self) -> bool:
         return any(t.cures for t in self.tried)
+
+    def _quantisers(self) -> None:
+        """What keeps numbers in integers, each judged by the error that goes with it."""
+        try:
+            found = quantization.found(self.stretch)
+        except _FAILURES as error:
+            self._note_failure("quantization", error)
+            return
+        if found is not None:
+            self.tried.append(Tried(found.hypothesis, cures=True, gap=found.gap))
+
+    def _note_failure(self, name: str, error: Exception) -> None:
+        log.warning("the diagnoser %s failed on %s", name, self.stretch.divergence.layer, exc_info=True)
+        self.failed.append(f"{name}: {type(error).__name__}: {error}")
 
     def _lower(self, exporter: Exporter) -> None:
         """All that differs from what this exporter makes of the stretch; closer and closer where nothing cures."""
@@ -111,10 +127,8 @@ class Search:
         for diagnoser in self.diagnosers:
             try:
                 found += diagnoser(stretch)
-            except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # noqa: PERF203
-                name = diagnoser.__module__.rpartition(".")[2]
-                log.warning("the diagnoser %s failed on %s", name, stretch.divergence.layer, exc_info=True)
-                self.failed.append(f"{name}: {type(error).__name__}: {error}")
+            except _FAILURES as error:  # noqa: PERF203
+                self._note_failure(diagnoser.__module__.rpartition(".")[2], error)
         return found
 
 
