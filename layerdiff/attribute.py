@@ -74,7 +74,7 @@ def _beside_edge(alignment: Alignment, origin: Origin) -> list[int]:
     """The calls that inserted nodes may belong to, the likeliest first; one if their names tell."""
     reference, graph = alignment.reference, alignment.candidate.graph
     root = alignment.root(origin.value)
-    family = _family(alignment, root)
+    family = _family(alignment, root) | _before_casts(alignment, root)
     site = reference.producer(root)
     computing = [reference.sites[index] for index in origin.readers if not only_moves(reference.sites[index].op)]
     using = [s for s in computing if _reads(reference, s, family)] or computing
@@ -130,6 +130,21 @@ def _takers(reference: Reference, maker: int, readers: list[Site]) -> list[int]:
 
 def _family(alignment: Alignment, value: int) -> set[int]:
     return set(alignment.families[value].members) if value in alignment.families else {value}
+
+
+def _before_casts(alignment: Alignment, value: int) -> set[int]:
+    """What casts made a value from, as far as the tensors that hold it hold that, too, within rounding."""
+    reference, tensors = alignment.reference, set(alignment.matched.get(value, ()))
+    found: set[int] = set()
+    site = reference.producer(value)
+    while (
+        site is not None
+        and base_name(site.op) == "_to_copy"
+        and tensors.intersection(alignment.matched.get(site.inputs[0], ()))
+    ):
+        found |= _family(alignment, site.inputs[0])
+        site = reference.producer(site.inputs[0])
+    return found
 
 
 def _reads(reference: Reference, site: Site, family: set[int]) -> bool:
