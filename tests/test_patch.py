@@ -17,7 +17,6 @@ from layerdiff.patch import (
     SetConstant,
     SetOperator,
     Splice,
-    nodes_of,
     patched,
     with_reshaped_input,
     with_reshaped_output,
@@ -203,10 +202,6 @@ def test_of_a_patch_only_what_a_part_has_is_left(model: onnx.ModelProto) -> None
     assert kept[0] == Rewire("z", 0, "x")
     assert kept[1].edges == (("z", 0),)
     assert len(kept) == 2
-
-
-def test_the_places_of_a_patch_are_told(model: onnx.ModelProto) -> None:
-    assert nodes_of((Rewire("z", 0, "x"), Splice("r", IDENTITY, (("x", "x"),)))) == ("z", "r")
 
 
 def test_an_input_and_an_output_are_turned_and_reshaped() -> None:
