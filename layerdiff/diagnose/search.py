@@ -88,7 +88,7 @@ class Search:
             self.tried.append(Tried(found.hypothesis, cures=True, gap=found.gap))
 
     def _note_failure(self, name: str, error: Exception) -> None:
-        log.warning("the diagnoser %s failed on %s", name, self.stretch.divergence.layer, exc_info=True)
+        log.warning("the diagnoser %s failed on %s", name, self.stretch.divergence.layer, exc_info=error)
         self.failed.append(f"{name}: {type(error).__name__}: {error}")
 
     def _lower(self, exporter: Exporter) -> None:
