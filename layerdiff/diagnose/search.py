@@ -54,15 +54,15 @@ class Search:
     def run(self, *, thorough: bool) -> None:
         """Try until something cures. Stretches are put in place whole only after everything smaller."""
         self._quantisers()
-        if self._cured:
+        if self._is_cured():
             return
         if self.stretch.turned:  # the layout of the file's own may be two wires that are exchanged
             self._cross()
         for exporter in tuple(Exporter) if thorough else (Exporter.TORCHSCRIPT,):
-            if self._cured:
+            if self._is_cured():
                 return
             self._lower(exporter)
-        if not self._cured:
+        if not self._is_cured():
             self._whole.sort(key=lambda pair: len(pair[0].comparison.differences) if pair[0].comparison else 0)
             self.tried += [_try(lowered, hypothesis) for lowered, hypothesis in self._whole]
 
@@ -73,8 +73,7 @@ class Search:
             return min(self.tried, key=lambda t: t.gap, default=None)
         return min(cured, key=lambda t: (not t.hypothesis.decided, len(t.hypothesis.patch or ())))
 
-    @property
-    def _cured(self) -> bool:
+    def _is_cured(self) -> bool:
         return any(t.cures for t in self.tried)
 
     def _quantisers(self) -> None:
@@ -97,14 +96,14 @@ class Search:
         lowered = (stretch.widened() if stretch.misread else stretch).by(exporter)
         proposed = self._proposed(lowered) or self._proposed(stretch.by(exporter))
         self._change(lowered, [*proposed, *rewired.hypotheses(stretch)])
-        if not self._cured and stretch.divergence.kind is Kind.DROPPED:
+        if not self._is_cured() and stretch.divergence.kind is Kind.DROPPED:
             around = stretch.widened().by(exporter)  # what seems to be absent may be there and do nothing
             self._change(around, self._proposed(around))
-        inner = None if self._cured else narrowed(lowered)
+        inner = None if self._is_cured() else narrowed(lowered)
         if inner is not None:
             lowered, proposed = inner, self._proposed(inner)
             self._change(inner, proposed)
-        if not self._cured and exporter is Exporter.TORCHSCRIPT:
+        if not self._is_cured() and exporter is Exporter.TORCHSCRIPT:
             self._cross()
         self._whole += [(lowered, h) for h in proposed if _splices(h)]
 
