@@ -192,8 +192,9 @@ def _ambiguous(truth: list[Truth], way: str) -> bool:
     """What no answer can be right about: two changes of the numbers are one where only tensors are given."""
     kinds = {t.kind for t in truth}
     layouts = {t.actual for t in truth if t.field == "layout"}
-    if way == "tensors" and {"scale", "mean-std"} <= kinds:
-        return True
+    factors = [t.actual[0] for t in truth if t.field == "scale"]
+    if {"scale", "mean-std"} <= kinds and (way == "tensors" or factors[0] != 1.0):
+        return True  # (k x - m) / s is (x - m / k) / (s / k): an odd factor before another norm is a norm
     # Mixed pixels show in no picture; half precision hides the last digits of what is estimated.
     return ("reshaped" in layouts and len(kinds) > 1) or {"letterbox", "crop"} <= kinds
 

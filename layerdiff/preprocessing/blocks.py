@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,44 +10,54 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
+_LARGE = 3_000_000  # pixels from which a picture is reduced before it is looked at
+
 
 @dataclass(frozen=True, slots=True)
 class Integral:
-    """The sums of a grey picture over everything above and left of each corner, (H + 1, W + 1)."""
+    """The sums of a grey picture over everything above and left of each corner.
+
+    A large picture is first reduced to means over blocks of `block` × `block` pixels; places are told in pixels.
+    """
 
     sums: Array
+    size: tuple[int, int]  # height and width of the picture
+    block: int = 1
 
     @staticmethod
     def of(planes: Array) -> Integral:
         """That of the sum of the channels of (C, H, W)."""
-        grey = np.zeros(planes.shape[-2:], np.float64)
+        size = (int(planes.shape[-2]), int(planes.shape[-1]))
+        block = max(1, math.ceil(math.sqrt(size[0] * size[1] / _LARGE)))
+        h, w = (max(1, n // block) for n in size)
+        grey = np.zeros((h, w))
         for plane in planes:
-            grey += plane
-        sums = np.zeros((grey.shape[0] + 1, grey.shape[1] + 1))
+            for row in range(min(block, size[0])):
+                for column in range(min(block, size[1])):
+                    grey += plane[row::block, column::block][:h, :w]
+        sums = np.zeros((h + 1, w + 1))
         np.cumsum(np.cumsum(grey, axis=0, out=grey), axis=1, out=grey)
         sums[1:, 1:] = grey
-        return Integral(sums)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the picture."""
-        return self.sums.shape[0] - 1, self.sums.shape[1] - 1
+        return Integral(sums, size, block)
 
     def means(self, rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
         """The mean over each rectangle between two rows and two columns, which need not be whole numbers.
 
         Each covers at least a pixel about its middle: for an enlarged picture that is bilinear sampling.
         """
-        (top, bottom), (left, right) = (_span(*pair, n) for pair, n in zip((rows, columns), self.size, strict=True))
+        ends = (n - 1 for n in self.sums.shape)
+        pairs = ((low / self.block, high / self.block) for low, high in (rows, columns))
+        (top, bottom), (left, right) = (_span(*pair, n) for pair, n in zip(pairs, ends, strict=True))
         total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
         found: Array = total / ((bottom - top) * (right - left))
         return found
 
     def _at(self, y: Array, x: Array) -> Array:
         """The integral up to a place between pixels, (…)."""
-        i, j = np.minimum(y.astype(np.intp), self.size[0] - 1), np.minimum(x.astype(np.intp), self.size[1] - 1)
+        height, width = self.sums.shape
+        i, j = np.minimum(y.astype(np.intp), height - 2), np.minimum(x.astype(np.intp), width - 2)
         fy, fx = y - i, x - j
-        flat, width = self.sums.ravel(), self.sums.shape[1]
+        flat = self.sums.ravel()
         at = i * width + j
         upper = flat[at] * (1 - fx) + flat[at + 1] * fx
         lower = flat[at + width] * (1 - fx) + flat[at + width + 1] * fx

@@ -70,9 +70,11 @@ def fitted(expected: Array, actual: Array, order: tuple[int, ...]) -> Relation:
     span = max(float(np.ptp(expected, axis=1).max()), 1e-6 * float(np.abs(expected).max()), 1e-30)
     power_e = (e_off * e_off).sum(axis=1)
     bottom = np.sqrt(power * power_e)
-    same = (power_e <= 1e-18 * np.maximum((expected * expected).sum(axis=1), 1e-300)) & flat
-    scores = np.where(same, 1.0, np.abs((e_off * a_off).sum(axis=1)) / np.where(bottom > 0, bottom, np.inf))
-    return Relation(tuple(order), gain, bias, float(scores.min()), float(residual.max()) / span)
+    e_flat = power_e <= 1e-18 * np.maximum((expected * expected).sum(axis=1), 1e-300)
+    scores = np.where(e_flat & flat, 1.0, np.abs((e_off * a_off).sum(axis=1)) / np.where(bottom > 0, bottom, np.inf))
+    # A factor of zero would make any picture a constant one: that is no relation.
+    left = float("inf") if np.any(e_flat & ~flat) else float(residual.max()) / span
+    return Relation(tuple(order), gain, bias, float(scores.min()), left)
 
 
 def _of_constants(expected: Array, actual: Array) -> float:

@@ -189,7 +189,7 @@ def _remade(both: Remade, view: View, expected: Array, actual: Array) -> InputCo
     left = gap(view.expected[0], again)
     span = float(np.ptp(view.expected[0].astype(np.float64)))
     # Two resizes in floats may differ by more than the last digits: by what a recipe may leave.
-    allowed = max(rounding(expected), both.expected.left * span)
+    allowed = max(rounding(expected), 1.001 * both.expected.left * span)
     mismatches = tuple(InputMismatch(s.kind, dict(s.parameters), s.code, s.summary, verified=True) for s in all_steps)
     return InputComparison(mismatches, left, allowed, code=code.script, source="image")
 

@@ -95,3 +95,16 @@ TURNS = (
     Turn(transpose=True),
     Turn(transpose=True, flip_rows=True, flip_columns=True),
 )
+
+
+def back(turn: Turn) -> Turn:
+    """What undoes a turn."""
+    if not turn.transpose:
+        return turn
+    return Turn(transpose=True, flip_rows=turn.flip_columns, flip_columns=turn.flip_rows)
+
+
+def same(second: Turn, first: Turn, together: Turn) -> bool:
+    """Whether one turn after another is a third."""
+    corners = np.arange(6).reshape(2, 3)
+    return np.array_equal(second.on(first.on(corners, 0, 1), 0, 1), together.on(corners, 0, 1))

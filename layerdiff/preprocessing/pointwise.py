@@ -44,7 +44,10 @@ def halved(nearest: Placed, expected: Array, actual: Array) -> Chain | None:
     if not share or around is None or found.left * max(float(np.ptp(samples[0])), 1e-30) > share * size:
         return None
     straight = replace(found, gain=np.ones(len(found.gain)), bias=np.zeros(len(found.bias)))
-    for relation in (straight, *nearest_known(found, samples[1]), found):
+    middles = samples[1][list(found.order)].mean(axis=1)
+    one = replace(found, gain=np.full(len(found.gain), found.gain.mean()))
+    one = replace(one, bias=found.bias + (found.gain - one.gain) * middles)
+    for relation in (straight, *nearest_known(found, samples[1]), one, found):
         steps = (*around[0], *numeric_steps(nearest.view, relation, samples), *half_step(expected, actual), *around[1])
         chain = applied(steps, expected, actual)
         if chain.residual <= share * size:

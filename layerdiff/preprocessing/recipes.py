@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,11 @@ from layerdiff.preprocessing.borders import Box, content
 from layerdiff.preprocessing.colour import Relation, related
 from layerdiff.preprocessing.frames import Frame, around, sides, simple_frames, window_frames
 from layerdiff.preprocessing.kernels import UNTOUCHED, Kernel, kernels, whole_levels
-from layerdiff.preprocessing.orientation import STILL, TURNS, Turn
+from layerdiff.preprocessing.orientation import STILL, TURNS, Turn, back
 from layerdiff.preprocessing.shifts import shift_between
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from layerdiff.preprocessing.sources import Source
 
@@ -24,6 +25,10 @@ Array = np.ndarray[Any, Any]
 
 _SAME = 1e-4
 """The share of the range within which an input made again is the input: one resize in floats against another."""
+_EXACT = 1e-5
+"""What one and the same routine leaves; below it no other kernel is tried, above it a better one is looked for."""
+_CLEAR = 0.99  # a correlation that leaves little but the kernel to find
+_NEAR = 0.6  # a correlation that no other frame reaches by chance
 _PLACES = 4000
 _RELATED = 0.07  # a correlation that chance does not reach in so many places and frames
 
@@ -51,6 +56,15 @@ class Recipe:
         return self.after if self.before.still else self.before
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """A picture in a frame, turned before it is resized or after it."""
+
+    before: Turn
+    after: Turn
+    frame: Frame
+
+
 @dataclass(slots=True)
 class Workshop:
     """The pictures, and everything that was made of them so far."""
@@ -70,7 +84,7 @@ class Workshop:
     def sums(self, turn: Turn) -> Integral:
         """The integral image of the first picture, turned."""
         if (0, turn) not in self._sums:
-            self._sums[0, turn] = Integral.of(np.moveaxis(self.picture(0, turn), 2, 0))
+            self._sums[0, turn] = Integral.of(np.moveaxis(self.sources[0].shown(turn), 2, 0))
         return self._sums[0, turn]
 
     def resized(self, which: int, turn: Turn, frame: Frame, kernel: Kernel) -> Array | None:
@@ -117,53 +131,79 @@ def identify(
     others. Frames that need no search come first, then crops at any scale.
     """
     allowed = max(_SAME, precision)
+    enough = max(_EXACT, precision)
     quick = [*([first.kernel] if first is not None else []), *shop.kernels[:3]]
     best: tuple[Recipe | None, float] = (None, float("inf"))
-    for frames in _stages(shop, planes):
-        best = min(best, _made_by(shop, planes, frames, (quick, allowed)), key=lambda item: item[1])
+    tried: dict[Way, float] = {}
+    for frames in chain(_as_the_other(shop, planes, first), _stages(shop, planes, tried)):
+        best = min(best, _quickly(shop, planes, frames, (quick, enough), tried), key=lambda item: item[1])
+        likely = max(tried, key=lambda way: tried[way], default=None)
+        if best[1] > enough and likely is not None and tried[likely] > _CLEAR:
+            best = min(best, _thoroughly(shop, planes, likely, enough), key=lambda item: item[1])
+            tried[likely] = 0.0
         if best[1] <= allowed:
             return best
+    for way in sorted(tried, key=lambda way: -tried[way])[:2]:
+        if tried[way] > _RELATED and best[1] > allowed:
+            best = min(best, _thoroughly(shop, planes, way, enough), key=lambda item: item[1])
     return best
 
 
-def _made_by(
-    shop: Workshop, planes: Array, frames: list[tuple[float, Turn, Frame]], how: tuple[Sequence[Kernel], float]
+def _quickly(
+    shop: Workshop,
+    planes: Array,
+    frames: list[tuple[float, Turn, Frame]],
+    how: tuple[Sequence[Kernel], float],
+    tried: dict[Way, float],
 ) -> tuple[Recipe | None, float]:
-    """The best recipe of some frames: each with the usual kernels, the one that comes nearest then with all."""
-    quick, allowed = how
+    """The best recipe of some frames with the usual kernels and one decoder; `tried` learns how near each way came."""
     best: tuple[Recipe | None, float] = (None, float("inf"))
-    tried: list[tuple[float, Turn, Frame]] = []
     for score, turn, frame in frames:
-        if score < _RELATED:
-            continue
-        nearest = float("inf")
-        for recipe, left in _recipes(shop, planes, turn, frame, quick):
-            nearest = min(nearest, 1 - recipe.relation.score)
-            best = min(best, (recipe, left), key=lambda item: item[1])
-            if left <= allowed:
-                return best
-        tried.append((nearest, turn, frame))
-    for nearest, turn, frame in sorted(tried, key=lambda item: item[0])[:1]:
-        if nearest > 1 - _RELATED:
-            break
-        for recipe, left in _recipes(shop, planes, turn, frame, shop.kernels):
-            best = min(best, (recipe, left), key=lambda item: item[1])
-            if left <= allowed:
-                return best
+        for way in _ways(turn, frame, planes) if score >= _RELATED else ():
+            if way in tried:
+                continue
+            for recipe, left in _recipes(shop, planes, way, how[0], shop.sources[:1]):
+                tried[way] = max(tried.get(way, 0.0), recipe.relation.score)
+                best = min(best, (recipe, left), key=lambda item: item[1])
+                if left <= how[1]:
+                    return best
     return best
 
 
-def _stages(shop: Workshop, planes: Array) -> Iterator[list[tuple[float, Turn, Frame]]]:
-    """Frames with the turn of the picture, likeliest first: simple ones, then crops of other scales."""
+def _thoroughly(shop: Workshop, planes: Array, way: Way, allowed: float) -> tuple[Recipe | None, float]:
+    """The best recipe of one way to place the picture, with every kernel and every decoder."""
+    best: tuple[Recipe | None, float] = (None, float("inf"))
+    for recipe, left in _recipes(shop, planes, way, shop.kernels, shop.sources):
+        best = min(best, (recipe, left), key=lambda item: item[1])
+        if left <= allowed:
+            break
+    return best
+
+
+def _as_the_other(shop: Workshop, planes: Array, first: Recipe | None) -> Iterator[list[tuple[float, Turn, Frame]]]:
+    """The frame of the other side, with the picture turned in every way: most settings are the same on both sides."""
+    if first is None or first.frame.canvas != planes.shape[-2:]:
+        return
+    square = first.frame.canvas[0] == first.frame.canvas[1]
+    frames = [(t, turned_back(first.frame, t, first.frame.canvas)[0]) for t in TURNS if square or not t.transpose]
+    yield [item for item in _scored(shop, planes, frames, _PLACES) if item[0] > 0.5][:2]
+
+
+def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterator[list[tuple[float, Turn, Frame]]]:
+    """Frames with the turn of the picture, likeliest first: simple ones, then crops of any scale while none fits."""
     simple = [(turn, frame) for turn in TURNS for frame in simple_frames(planes, shop.sums(turn).size)]
     scored = _scored(shop, planes, simple, _PLACES)
     yield scored[:3]
-    turns = list(dict.fromkeys([*([scored[0][1]] if scored else []), STILL]))
-    for far in (False, True):
-        found = [(t, f) for t in turns for f in _searched(shop, planes, t, far=far)]
+    best = scored[0][1] if scored else STILL
+    turns = list(dict.fromkeys([best, STILL]))
+    flips = [turn for turn in TURNS if turn not in turns and not turn.transpose]
+    for far, looked_at in ((False, turns), (False, flips), (True, turns)):
+        if max(tried.values(), default=0.0) > _NEAR and (far or looked_at is flips):
+            return
+        found = [(turn, frame) for turn in looked_at for frame in _searched(shop, planes, turn, far=far)]
         rough = _scored(shop, planes, found, _PLACES // 6)[:6]
         near = [(turn, frame) for _, turn, rough_frame in rough for frame in around(rough_frame)]
-        yield _scored(shop, planes, list(dict.fromkeys(near)), 4 * _PLACES)[:4]
+        yield _scored(shop, planes, list(dict.fromkeys(near)), _PLACES)[:4]
 
 
 def _scored(
@@ -193,48 +233,46 @@ def _searched(shop: Workshop, planes: Array, turn: Turn, *, far: bool) -> Iterat
     size, canvas = shop.sums(turn).size, planes.shape[-2:]
     full = Box(0, 0, *size)
     for side in sides(full, canvas, far=far):
-        yield from window_frames(full, canvas, side, corners=side in (min(canvas), min(size)))
+        ends = side in (min(canvas), min(size))
+        near = window_frames(full, canvas, side, corners=ends)
+        yield from near if ends else islice(near, 1)  # the neighbours of the best are looked at afterwards
     if not far and full.height >= canvas[0] and full.width >= canvas[1] and min(canvas) >= 8:
-        shift = shift_between(np.moveaxis(shop.picture(0, turn), 2, 0), planes)
+        shift = shift_between(np.moveaxis(shop.sources[0].shown(turn), 2, 0), planes)
         if shift is not None and -shift[0] >= 0 and -shift[1] >= 0:
             window = Box(-shift[0], -shift[1], *canvas)
             if window.top + window.height <= full.height and window.left + window.width <= full.width:
                 yield Frame(full, size, window, Box(0, 0, *canvas), canvas)
 
 
-def _recipes(
-    shop: Workshop, planes: Array, turn: Turn, frame: Frame, order: Sequence[Kernel]
-) -> Iterator[tuple[Recipe, float]]:
-    """A frame with every kernel and every decoder, the picture turned before the resize or after it."""
-    ways = [(turn, STILL, planes, frame)]
+def _ways(turn: Turn, frame: Frame, planes: Array) -> list[Way]:
+    """A turned picture in a frame: turned before the resize, or after it."""
+    found = [Way(turn, STILL, frame)]
     if not turn.still:
-        back = _back(turn).on(planes, -2, -1)
-        ways += [(STILL, turn, back, f) for f in _turned_back(frame, turn, back.shape[-2:])]
-    for which, source in enumerate(shop.sources):
+        canvas = planes.shape[-2:][::-1] if turn.transpose else planes.shape[-2:]
+        found += [Way(STILL, turn, f) for f in turned_back(frame, turn, (int(canvas[0]), int(canvas[1])))]
+    return found
+
+
+def _recipes(
+    shop: Workshop, planes: Array, way: Way, order: Sequence[Kernel], sources: Sequence[Source]
+) -> Iterator[tuple[Recipe, float]]:
+    """One way to place the picture, with kernels and decoders, and the share of the range that each leaves."""
+    frame, planes = way.frame, back(way.after).on(planes, -2, -1)
+    target, pad = frame.target.of(planes), frame.target.around(planes)
+    for which, source in enumerate(sources):
         seen: list[tuple[float, Kernel]] = []
-        for kernel in order:
-            for before, after, target, placed in ways:
-                chosen = UNTOUCHED if placed.size == placed.cut.size else kernel
-                shown = shop.resized(which, before, placed, chosen)
-                if shown is None or shown.shape[:2] != placed.target.size:
-                    continue
-                relation, left = _fit(shown, placed.target.of(target))
-                seen.append((1 - relation.score, kernel))
-                yield Recipe(source, before, after, placed, chosen, relation, placed.target.around(target)), left
-            if all(placed.size == placed.cut.size for _, _, _, placed in ways):
-                break
-        # Another decoder changes little: only the kernels that came near are tried with the next one.
-        order = list(dict.fromkeys(kernel for _, kernel in sorted(seen, key=lambda item: item[0])))[:9]
+        for kernel in (UNTOUCHED,) if frame.size == frame.cut.size else order:
+            shown = shop.resized(which, way.before, frame, kernel)
+            if shown is None or shown.shape[:2] != frame.target.size:
+                continue
+            relation, left = _fit(shown, target)
+            seen.append((_brightness_left(shown, target, relation) if len(sources) > 1 else 0.0, kernel))
+            yield Recipe(source, way.before, way.after, frame, kernel, relation, pad), left
+        # Decoders differ in colour more than in brightness: only kernels that came near in that are tried with others.
+        order = [kernel for _, kernel in sorted(seen, key=lambda item: item[0])][:9]
 
 
-def _back(turn: Turn) -> Turn:
-    """What undoes a turn."""
-    if not turn.transpose:
-        return turn
-    return Turn(transpose=True, flip_rows=turn.flip_columns, flip_columns=turn.flip_rows)
-
-
-def _turned_back(frame: Frame, turn: Turn, canvas: tuple[int, int]) -> list[Frame]:
+def turned_back(frame: Frame, turn: Turn, canvas: tuple[int, int]) -> list[Frame]:
     """A frame of a turned picture as it lies before the turn; also with its odd pixel on the other side."""
     swap = turn.transpose
     size, full = (s[::-1] if swap else s for s in (frame.size, (frame.cut.height, frame.cut.width)))
@@ -267,18 +305,30 @@ def _mirrored(box: Box, turn: Turn, area: tuple[int, int] | None) -> Box:
 
 def _fit(shown: Array, target: Array) -> tuple[Relation, float]:
     """The relation of what was made (h, w, C) and a target (C, h, w), and the share of the range that it leaves."""
-    rng = np.random.default_rng(0)
     height, width = target.shape[-2:]
-    count = min(_PLACES, height * width)
-    y, x = rng.integers(0, height, count), rng.integers(0, width, count)
-    if height * width <= _PLACES:
-        y, x = (v.ravel() for v in np.mgrid[:height, :width])
-    relation = related(target[:, y, x].astype(np.float64), shown[y, x].T.astype(np.float64))
-    if relation.left > _SAME:
-        return relation, relation.left
+    for count in (_PLACES // 4, _PLACES):
+        if height * width <= _PLACES:
+            y, x = (v.ravel() for v in np.mgrid[:height, :width])
+        else:
+            rng = np.random.default_rng(0)
+            y, x = rng.integers(0, height, count), rng.integers(0, width, count)
+        relation = related(target[:, y, x].astype(np.float64), shown[y, x].T.astype(np.float64))
+        if relation.left > (20 * _SAME if count < _PLACES else _SAME):
+            return relation, relation.left
     made = relation.predicted(np.moveaxis(shown, 2, 0).astype(np.float64))
     span = max(float(np.ptp(target)), 1e-30)
     return relation, float(np.abs(made - target).max()) / span
+
+
+def _brightness_left(shown: Array, target: Array, relation: Relation) -> float:
+    """How far what was made (h, w, C) is from a target (C, h, w) in brightness, root mean square, in levels."""
+    made, wanted = shown[::3, ::3].astype(np.float64), target[:, ::3, ::3].astype(np.float64)
+    if len(relation.order) != 3 or np.any(relation.gain == 0) or sorted(relation.order) != [0, 1, 2]:
+        return 1 - relation.score
+    weights = np.array([0.299, 0.587, 0.114])
+    levels = (wanted - relation.bias[:, None, None]) / relation.gain[:, None, None]
+    off = made @ weights - np.tensordot(weights[list(relation.order)], levels, 1)
+    return float(np.sqrt(np.mean(off * off)))
 
 
 def with_kernel_of(shop: Workshop, recipe: Recipe, other: Recipe, planes: Array) -> bool:
@@ -287,5 +337,5 @@ def with_kernel_of(shop: Workshop, recipe: Recipe, other: Recipe, planes: Array)
     shown = shop.resized(shop.sources.index(recipe.source), tried.before, tried.frame, tried.kernel)
     if shown is None:
         return False
-    turned = _back(recipe.after).on(planes, -2, -1)
+    turned = back(recipe.after).on(planes, -2, -1)
     return _fit(shown, tried.frame.target.of(turned))[1] <= _SAME

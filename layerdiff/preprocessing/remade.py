@@ -12,7 +12,8 @@ from layerdiff.preprocessing.frames import Frame
 from layerdiff.preprocessing.halves import is_half
 from layerdiff.preprocessing.kernels import TRUNCATED, UNTOUCHED
 from layerdiff.preprocessing.normalisation import snapped
-from layerdiff.preprocessing.recipes import Recipe, Workshop, identify, with_kernel_of
+from layerdiff.preprocessing.orientation import EXIF, TURNS, back, same
+from layerdiff.preprocessing.recipes import Recipe, Workshop, identify, turned_back, with_kernel_of
 from layerdiff.preprocessing.scaling import closest
 from layerdiff.preprocessing.steps import Step
 from layerdiff.preprocessing.writing import Written, written
@@ -63,11 +64,13 @@ def precision(planes: Array) -> float:
 
 def _differences(both: Remade, code: Written) -> Iterator[Step]:
     e, a = _lying(both.expected.recipe), _lying(both.actual.recipe)
+    if e.frame != a.frame and not a.before.still:  # one pixel to the other side, where a flip came before a crop
+        mirrored = turned_back(both.actual.recipe.frame, a.before, a.frame.canvas)[:1]
+        a = replace(a, frame=mirrored[0]) if mirrored == [e.frame] else a
     if e.source.decoder != a.source.decoder:
         parameters = {"expected": e.source.decoder, "actual": a.source.decoder}
         yield _step("decoder", parameters, f"decoded by {a.source.decoder}, wanted {e.source.decoder}", code.decoded)
-    if e.turn != a.turn:
-        yield _turned(e, a, code)
+    yield from _turned(e, a, code)
     yield from _placed(e, a, code)
     yield from _resized(both, code)
     if e.relation.order != a.relation.order:
@@ -92,24 +95,27 @@ def _step(kind: str, parameters: dict[str, Any], summary: str, code: str) -> Ste
     return Step(kind, parameters, summary, code, lambda x: x)
 
 
-def _turned(e: Recipe, a: Recipe, code: Written) -> Step:
+def _turned(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
     """How the candidate's picture has to be turned to lie like the expected one."""
-    if e.turn.still and not a.turn.transpose:
-        return _step(a.turn.kind, a.turn.parameters, a.turn.summary, code.decoded)
-    if a.turn.still and not e.turn.transpose:
-        return _step(e.turn.kind, e.turn.parameters, e.turn.summary, code.decoded)
-    moved = a.turn if e.turn.still else e.turn
-    kind = "rotation" if moved.kind == "layout" else moved.kind
-    tag = a.source.upright if not a.source.upright.still else None
-    parameters = {"degrees": moved.degrees, "mirrored": moved.transpose and moved.flip_rows == moved.flip_columns}
-    which = "candidate's" if e.turn.still else "expected"
-    text = f"the {which} picture is turned by {moved.degrees} degrees"
-    if tag is not None:
-        from layerdiff.preprocessing.orientation import EXIF
-
-        parameters["exif"] = EXIF[tag]
-        text = f"the {which} picture lies as it is stored: its EXIF orientation {EXIF[tag]} was not applied"
-    return _step(kind, parameters, text, code.decoded)
+    if e.turn == a.turn:
+        return
+    which, turn = ("candidate's", a.turn) if e.turn.still else ("expected", e.turn)
+    stored = a.source.upright
+    ignored = None if stored.still else back(stored)
+    rest = turn
+    plain = turn.kind == "flip"  # one flip is less than a rotation and another flip
+    if ignored is not None and not plain and turn.transpose == ignored.transpose and (e.turn.still or a.turn.still):
+        tag = EXIF[stored]
+        parameters = {"degrees": ignored.degrees, "mirrored": False, "exif": tag}
+        text = f"the {which} picture lies as it is stored: its EXIF orientation {tag} was not applied"
+        rest = next(t for t in TURNS if same(t, ignored, turn))
+        if not rest.transpose and not (rest.flip_rows and rest.flip_columns):
+            yield _step("rotation", parameters, text, code.decoded)
+        else:
+            rest = turn
+    if not rest.still:
+        kind = "rotation" if rest.kind == "layout" else rest.kind
+        yield _step(kind, rest.parameters | {"side": which.partition("'")[0]}, rest.summary, code.decoded)
 
 
 def _placed(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
@@ -179,6 +185,9 @@ def _letterbox_text(e: Recipe, a: Recipe, pads: list[list[float] | None]) -> str
             parts.append(f"starts at row {at[1][0]}, column {at[1][1]}, wanted {at[0][0]}, {at[0][1]}")
         if e.frame.size != a.frame.size:
             parts.append(f"holds {_by(a.frame.size)}, wanted {_by(e.frame.size)}")
+    elif (e.frame.canvas[0] == e.frame.canvas[1]) != (a.frame.canvas[0] == a.frame.canvas[1]):
+        kinds = ["square" if r.frame.canvas[0] == r.frame.canvas[1] else "rectangular" for r in (e, a)]
+        parts.append(f"is {kinds[1]}, wanted {kinds[0]}")
     elif _corner(e) != _corner(a):
         parts.append(f"lies {_corner(a)}, wanted {_corner(e)}")
     if pads[0] is not None and pads[1] is not None and np.abs(np.subtract(pads[0], pads[1])).max() > 0.05:
@@ -227,6 +236,14 @@ def _resized(both: Remade, code: Written) -> Iterator[Step]:
     if UNTOUCHED in (ours, theirs) or ours is theirs:
         return
     parameters: dict[str, Any] = {"expected": ours.setting, "actual": theirs.setting}
+    like = next((k for k in both.shop.kernels if k.name == theirs.name and k.digits == ours.digits), None)
+    if like is not None and ours.name != theirs.name:  # the same but for what became of the digits?
+        tried = replace(a, kernel=like)
+        if with_kernel_of(both.shop, both.expected.recipe, tried, both.expected.planes):
+            ours = like
+            parameters["expected"] = ours.setting
+    if ours is theirs:
+        return
     if ours.name == theirs.name:
         text = f"pixels are {_digits(theirs.digits)} after the resize, wanted {_digits(ours.digits)}"
         parameters |= {"how": theirs.digits if theirs.digits == TRUNCATED else ours.digits}

@@ -201,8 +201,11 @@ def _unknown(relation: Relation, picked: Array, size: float) -> list[Part]:
     # One factor with several offsets is a factor before a norm: a norm has several factors, too.
     if named is not None or (uniform and (np.ptp(bias) > SAME * size or not (e_span or a_span))):
         return [_shared(gain, bias, named)]
-    if _factor_behind_an_order(relation) is not None:
-        return [_shared(gain, bias, None)]
+    behind = _factor_behind_an_order(relation)
+    if behind is not None:
+        part = _shared(gain, bias, None)
+        text = f"the values are {1 / behind:.6g} times what they should be, before one and the same mean and std"
+        return [replace(part, parameters={**part.parameters, "factor": behind}, summary=text)]
     if a_span and not e_span:
         return _named(a_span, gain, bias, expected=True)
     if e_span and not a_span:

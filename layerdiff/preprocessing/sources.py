@@ -27,9 +27,13 @@ class Source:
     upright: Turn
     code: str
 
+    def shown(self, turn: Turn) -> Array:
+        """The picture upright, and then turned: a view."""
+        return turn.on(self.upright.on(self.pixels, 0, 1), 0, 1)
+
     def turned(self, turn: Turn) -> Array:
-        """The picture upright, and then turned."""
-        return np.ascontiguousarray(turn.on(self.upright.on(self.pixels, 0, 1), 0, 1))
+        """The same as pixels of their own, which a kernel can read."""
+        return np.ascontiguousarray(self.shown(turn))
 
 
 def sources(image: Any, channels: int) -> tuple[Source, ...]:
