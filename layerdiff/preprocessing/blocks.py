@@ -4,13 +4,49 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from layerdiff.preprocessing.orientation import Turn
 
 Array = np.ndarray[Any, Any]
 
 _LARGE = 3_000_000  # pixels from which a picture is reduced before it is looked at
+
+
+@dataclass(frozen=True, slots=True)
+class Grey:
+    """The sum of the channels of a picture, of a large one over blocks of `block` × `block` pixels."""
+
+    sums: Array
+    size: tuple[int, int]  # height and width of the picture
+    block: int
+
+    @staticmethod
+    def of(planes: Array) -> Grey:
+        """That of (C, H, W)."""
+        size = (int(planes.shape[-2]), int(planes.shape[-1]))
+        block = max(1, math.ceil(math.sqrt(size[0] * size[1] / _LARGE)))
+        h, w = (max(1, n // block) for n in size)
+        sums = np.zeros((h, w))
+        for plane in planes:
+            for row in range(min(block, size[0])):
+                for column in range(min(block, size[1])):
+                    sums += plane[row::block, column::block][:h, :w]
+        return Grey(sums, size, block)
+
+    def turned(self, turn: Turn) -> Grey:
+        """That of the picture turned; where blocks leave a rest at one edge it is off by less than a block."""
+        return Grey(turn.on(self.sums, 0, 1), self.size[::-1] if turn.transpose else self.size, self.block)
+
+    def integral(self) -> Integral:
+        """Its integral image."""
+        h, w = self.sums.shape
+        sums = np.zeros((h + 1, w + 1))
+        np.cumsum(np.cumsum(self.sums, axis=0), axis=1, out=sums[1:, 1:])
+        return Integral(sums, self.size, self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +63,7 @@ class Integral:
     @staticmethod
     def of(planes: Array) -> Integral:
         """That of the sum of the channels of (C, H, W)."""
-        size = (int(planes.shape[-2]), int(planes.shape[-1]))
-        block = max(1, math.ceil(math.sqrt(size[0] * size[1] / _LARGE)))
-        h, w = (max(1, n // block) for n in size)
-        grey = np.zeros((h, w))
-        for plane in planes:
-            for row in range(min(block, size[0])):
-                for column in range(min(block, size[1])):
-                    grey += plane[row::block, column::block][:h, :w]
-        sums = np.zeros((h + 1, w + 1))
-        np.cumsum(np.cumsum(grey, axis=0, out=grey), axis=1, out=grey)
-        sums[1:, 1:] = grey
-        return Integral(sums, size, block)
+        return Grey.of(planes).integral()
 
     def means(self, rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
         """The mean over each rectangle between two rows and two columns, which need not be whole numbers.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.preprocessing.blocks import Integral
+from layerdiff.preprocessing.blocks import Grey, Integral
 from layerdiff.preprocessing.borders import Box, content
 from layerdiff.preprocessing.colour import Relation, related
 from layerdiff.preprocessing.frames import Frame, around, sides, simple_frames, window_frames
@@ -71,7 +71,8 @@ class Workshop:
 
     sources: Sequence[Source]
     _turned: dict[tuple[int, Turn], Array] = field(default_factory=dict)
-    _sums: dict[tuple[int, Turn], Integral] = field(default_factory=dict)
+    _grey: list[Grey] = field(default_factory=list)
+    _sums: dict[Turn, Integral] = field(default_factory=dict)
     _resized: dict[tuple[int, Turn, Box, tuple[int, int], Kernel], Array | None] = field(default_factory=dict)
     kernels: tuple[Kernel, ...] = field(default_factory=kernels)
 
@@ -83,9 +84,11 @@ class Workshop:
 
     def sums(self, turn: Turn) -> Integral:
         """The integral image of the first picture, turned."""
-        if (0, turn) not in self._sums:
-            self._sums[0, turn] = Integral.of(np.moveaxis(self.sources[0].shown(turn), 2, 0))
-        return self._sums[0, turn]
+        if not self._grey:
+            self._grey.append(Grey.of(np.moveaxis(self.sources[0].shown(STILL), 2, 0)))
+        if turn not in self._sums:
+            self._sums[turn] = self._grey[0].turned(turn).integral()
+        return self._sums[turn]
 
     def resized(self, which: int, turn: Turn, frame: Frame, kernel: Kernel) -> Array | None:
         """What a frame shows of a picture (h, w, C), by one kernel; None where that cannot do it."""
