@@ -63,10 +63,11 @@ def _is_kernel(kernel: tuple[str, str], setting: dict[str, Any]) -> bool:
     """Whether a setting is this kernel, or one that computes the same (all "nearest" do, and float bilinear ones)."""
     library, name = kernel
     family, _, option = name.partition(" ")
-    same = setting["kernel"].partition("-")[0] == family or {setting["kernel"], family} <= {"box", "area", "nearest"}
+    found = setting["kernel"].partition("-")[0]
+    same = found == family or {found, family} <= {"box", "area", "nearest"}
     if not same:
         return False
-    alike = family in ("nearest", "area") or library == "torch" or setting["library"] == "torch"
+    alike = family in ("nearest", "area", "box") or library == "torch" or setting["library"] == "torch"
     wanted = {"": ("", "half-pixel", "floats"), "antialias": ("antialias",), "aligned": ("aligned corners",)}[option]
     return (setting["library"] == LIBRARIES[library] and setting["options"] in wanted) or alike
 

@@ -153,9 +153,9 @@ def _drawn(rng: np.random.Generator, number: int) -> Pair | None:
             return None
         merged |= fields
         truth += [Truth(kind, name, getattr(base, name), value) for name, value in fields.items()]
-    if _ambiguous(truth, str(way)):
-        return None
     other = replace(base, **merged)
+    if _ambiguous(truth, str(way)) or (way == "tensors" and _hidden_factor(truth, base, other)):
+        return None
     if not _possible(base, other, pixels):
         return None
     expected, actual = base.run(source), other.run(source)
@@ -197,6 +197,12 @@ def _ambiguous(truth: list[Truth], way: str) -> bool:
         return True  # (k x - m) / s is (x - m / k) / (s / k): an odd factor before another norm is a norm
     # Mixed pixels show in no picture; half precision hides the last digits of what is estimated.
     return ("reshaped" in layouts and len(kinds) > 1) or {"letterbox", "crop"} <= kinds
+
+
+def _hidden_factor(truth: list[Truth], base: Pipeline, other: Pipeline) -> bool:
+    """Whether a factor cannot be told from another norm: no channel stayed in place, and the norm goes by position."""
+    moved = all(one != two for one, two in zip(base.order, other.order, strict=True))
+    return base.mean is not None and moved and any(t.kind == "scale" for t in truth)
 
 
 def _possible(base: Pipeline, other: Pipeline, pixels: np.ndarray) -> bool:

@@ -63,8 +63,11 @@ class Frame:
         if len(values) < _FEW:
             return found
         # What a nearest-neighbour kernel takes is one pixel, half a step up and left of the middle.
-        tops, lefts = np.floor(tops + 1e-6), np.floor(lefts + 1e-6)
-        return max(found, correlation(picture.means((tops, tops + 1), (lefts, lefts + 1)), values))
+        first = np.floor(tops + 1e-6), np.floor(lefts + 1e-6)
+        last = np.ceil(tops + dy - 1e-6) - 1, np.ceil(lefts + dx - 1e-6) - 1  # the same, seen in a mirror
+        for top, left in (first, (first[0], last[1]), (last[0], first[1])):
+            found = max(found, correlation(picture.means((top, top + 1), (left, left + 1)), values))
+        return found
 
 
 def simple_frames(planes: Array, picture: Size) -> list[Frame]:
@@ -134,15 +137,19 @@ def window_frames(full: Box, canvas: Size, side: int, *, corners: bool) -> Itera
 
 
 def around(frame: Frame) -> list[Frame]:
-    """A crop, and its neighbours: a pixel more or less of the size, and of the place."""
+    """A crop from the middle and its neighbours: the short side two pixels more or less, every rounding of the rest."""
+    if frame.mode != "crop" or frame.cut.top or frame.cut.left:
+        return [frame]
+    full, canvas, short = frame.cut.size, frame.canvas, min(frame.cut.size)
+    at = full.index(short)
     found = [frame]
-    for dh, dw in ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1)):
-        size = (frame.size[0] + dh, frame.size[1] + dw)
-        for dy, dx in ((0, 0), (1, 0), (0, 1), (1, 1), (-1, 0), (0, -1), (-1, -1)):
-            window = replace(frame.window, top=frame.window.top + dy, left=frame.window.left + dx)
-            room = (size[0] - window.height - window.top, size[1] - window.width - window.left)
-            if window.top >= 0 and window.left >= 0 and min(room) >= 0 and frame.mode == "crop":
-                found.append(replace(frame, size=size, window=window))
+    for side in range(frame.size[at] - 2, frame.size[at] + 3):
+        for rule in (np.floor, np.rint, np.ceil):
+            h, w = (side if i == at else int(rule(n * side / short)) for i, n in enumerate(full))
+            free = (h - canvas[0], w - canvas[1])
+            for top in {free[0] // 2, (free[0] + 1) // 2} if min(free) >= 0 else ():
+                for left in {free[1] // 2, (free[1] + 1) // 2}:
+                    found.append(replace(frame, size=(h, w), window=Box(top, left, *canvas)))
     return list(dict.fromkeys(found))
 
 

@@ -14,7 +14,10 @@ _LOOKED_AT = 20_000
 
 
 def is_half(array: Array) -> bool:
-    """Whether all numbers are float16 numbers and not just whole ones, which many types hold."""
+    """Whether all numbers are float16 numbers, and some of them finer than one grid for all would make them.
+
+    Whole numbers, and 8-bit levels over 256, are float16 numbers by chance: their steps are all of one size.
+    """
     if array.dtype.kind != "f":
         return False
     sample = array.ravel()[:: max(1, array.size // _LOOKED_AT)]
@@ -22,7 +25,13 @@ def is_half(array: Array) -> bool:
         return True
     with np.errstate(over="ignore"):
         same = sample.astype(np.float16).astype(sample.dtype) == sample
-    return bool(np.all(same | ~np.isfinite(sample))) and bool(np.any(sample != np.rint(sample)))
+    if not np.all(same | ~np.isfinite(sample)):
+        return False
+    finite = sample[np.isfinite(sample)].astype(np.float64)
+    # The grid of the largest numbers: eleven bits, the highest of which is theirs.
+    exponent = np.floor(np.log2(max(float(np.abs(finite).max(initial=0.0)), 1e-300)))
+    on_grid = finite * 2.0 ** (10 - exponent)
+    return bool(np.any(on_grid != np.rint(on_grid)))
 
 
 def slack(expected: Array, actual: Array) -> float:

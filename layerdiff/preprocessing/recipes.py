@@ -198,7 +198,8 @@ def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterat
     scored = _scored(shop, planes, simple, _PLACES)
     yield scored[:3]
     best = scored[0][1] if scored else STILL
-    turns = list(dict.fromkeys([best, STILL]))
+    stored = back(shop.sources[0].upright)  # as the picture lies without its EXIF orientation
+    turns = list(dict.fromkeys([best, STILL, stored]))
     flips = [turn for turn in TURNS if turn not in turns and not turn.transpose]
     for far, looked_at in ((False, turns), (False, flips), (True, turns)):
         if max(tried.values(), default=0.0) > _NEAR and (far or looked_at is flips):
