@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ LIBRARIES = {"cv2": "OpenCV", "pil": "PIL", "torch": "torch"}
 
 def faults(pair: Pair, found: InputComparison) -> list[str]:
     """What is wrong with an answer; nothing where it is exact."""
-    wrong = []
+    wrong: list[str] = []
+    json.dumps(found.to_dict(), allow_nan=False)  # every answer can be saved
     kinds, wanted = sorted(m.kind for m in found.mismatches), sorted({t.kind for t in pair.truth})
     if _renamed(kinds, pair) != _renamed(wanted, pair):
         return [f"kinds {kinds}"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping  # noqa: TC003  (resolved at run time by the archive)
 from dataclasses import dataclass
 from typing import Any
@@ -144,13 +145,13 @@ class InputComparison:
         return f"Not verified: {left} is left when what is known of it has been corrected."
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain dicts, lists, strings and numbers."""
+        """Plain dicts, lists, strings and numbers; infinity and NaN, which JSON has not, as "Infinity" and "NaN"."""
         return {
             "agrees": self.agrees,
             "verdict": self.verdict,
-            "residual": self.residual,
-            "limit": self.limit,
-            "reproduced": self.reproduced,
+            "residual": _number(self.residual),
+            "limit": _number(self.limit),
+            "reproduced": None if self.reproduced is None else _number(self.reproduced),
             "source": self.source,
             "code": self.code,
             "notes": list(self.notes),
@@ -174,3 +175,10 @@ class InputComparison:
 
 def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
+
+
+def _number(value: float) -> float | str:
+    """A number as JSON holds it."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity"

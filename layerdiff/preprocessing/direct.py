@@ -33,16 +33,19 @@ class Searched:
 def search(expected: Array, actual: Array, limit: float) -> Searched:
     """The first chain that leaves no more than `limit`: nothing moved before flips, flips before other windows."""
     nearest: Placed | None = None
+    tightest: Placed | None = None
     for hypothesis in _hypotheses(expected, actual):
         if nearest is None or hypothesis.relation.score > nearest.relation.score + 1e-3:
             nearest = hypothesis
+        if tightest is None or hypothesis.relation.left < tightest.relation.left:
+            tightest = hypothesis
         if hypothesis.relation.exact:
             chain = chain_of(hypothesis, expected, actual, limit)
             if chain is not None:
                 return Searched(chain, hypothesis)
-    if nearest is None:
+    if nearest is None or tightest is None:
         return Searched(None, None)
-    chain = halved(nearest, expected, actual) or pointwise(nearest, expected, actual, limit)
+    chain = halved(tightest, expected, actual) or pointwise(nearest, expected, actual, limit)
     return Searched(chain, nearest)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -147,9 +148,8 @@ def around(frame: Frame) -> list[Frame]:
         for rule in (np.floor, np.rint, np.ceil):
             h, w = (side if i == at else int(rule(n * side / short)) for i, n in enumerate(full))
             free = (h - canvas[0], w - canvas[1])
-            for top in {free[0] // 2, (free[0] + 1) // 2} if min(free) >= 0 else ():
-                for left in {free[1] // 2, (free[1] + 1) // 2}:
-                    found.append(replace(frame, size=(h, w), window=Box(top, left, *canvas)))
+            places = product(*({n // 2, (n + 1) // 2} for n in free)) if min(free) >= 0 else ()
+            found += [replace(frame, size=(h, w), window=Box(top, left, *canvas)) for top, left in places]
     return list(dict.fromkeys(found))
 
 

@@ -12,6 +12,7 @@ from layerdiff.preprocessing.blocks import Integral, correlation
 from layerdiff.preprocessing.borders import Box, content, whole
 from layerdiff.preprocessing.chains import Chain, applied, gap, layout_steps, numeric_steps
 from layerdiff.preprocessing.colour import related
+from layerdiff.preprocessing.mosaics import tile_in
 from layerdiff.preprocessing.orientation import TURNS
 from layerdiff.preprocessing.scaling import nearest_known
 from layerdiff.preprocessing.steps import Step, lost
@@ -123,7 +124,7 @@ def _registered(view: View) -> Chain | None:
             if best is None or score > best[0] + 0.01:
                 best = (score, turn, e_box, a_box)
     if best is None or best[0] < _ALIKE:
-        return _other_window(view, e_sums)
+        return _other_window(view, e_sums) or _tile(view)
     _, turn, e_box, a_box = best
     return _approximate(view, turn, (e_box, a_box))
 
@@ -157,6 +158,17 @@ def _other_window(view: View, e_sums: Integral) -> Chain | None:
     whose = "the candidate's" if other == "actual" else "the expected"
     text = f"{whose} picture is a centre crop, about {fy:.0%} × {fx:.0%} of the other; give the image for exact numbers"
     return Chain((lost("crop", parameters, text),), float("inf"))
+
+
+def _tile(view: View) -> Chain | None:
+    """The expected picture is one of several in the candidate's."""
+    found = tile_in(view.expected[0], view.actual[0])
+    if found is None:
+        return None
+    top, left, height, _width = found["box"]
+    place = f"{top:.0%} from its top and {left:.0%} from its left, about {height:.0%} of its size"
+    text = f"the picture is one part of the candidate's, {place} (a mosaic)"
+    return Chain((lost("augmentation", found, text),), float("inf"))
 
 
 def _approximate(view: View, turn: Turn, boxes: tuple[Box, Box]) -> Chain:

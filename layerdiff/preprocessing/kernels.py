@@ -132,18 +132,12 @@ def _pil() -> list[Kernel]:
         "box": "BOX",
         "hamming": "HAMMING",
     }
-    call = "image = np.asarray(Image.fromarray(image.squeeze()).resize(({{w}}, {{h}}), Image.Resampling.{name}))"
-    return [
-        Kernel(
-            "PIL",
-            family,
-            "",
-            ROUNDED,
-            partial(run, Image.Resampling[name]),
-            call.replace("{name}", name).replace("{{", "{").replace("}}", "}"),
-        )
-        for family, name in names.items()
-    ]
+    found = []
+    for family, name in names.items():
+        method = f"Image.Resampling.{name}"
+        code = f"image = np.asarray(Image.fromarray(image.squeeze()).resize(({{w}}, {{h}}), {method}))"
+        found.append(Kernel("PIL", family, "", ROUNDED, partial(run, Image.Resampling[name]), code))
+    return found
 
 
 def _torch() -> list[Kernel]:

@@ -79,10 +79,22 @@ def closest(expected: tuple[Array, Array], actual: tuple[Array, Array], order: S
     shared = _one_norm(expected, actual, order)
     if shared is not None:
         return shared
-    found = [between(e, a, order) for e in scalings(*expected) for a in scalings(*actual)]
+    pairs = [(e, a) for e in scalings(*expected) for a in scalings(*actual)]
     if expected[0].shape != actual[0].shape:
-        return found[0]
-    return min(found, key=len)
+        return between(pairs[0][0], pairs[0][1], order)
+    ours, theirs = _least(pairs, order)
+    return between(ours, theirs, order)
+
+
+def _least(pairs: Sequence[tuple[Scaling, Scaling]], order: Sequence[int]) -> tuple[Scaling, Scaling]:
+    """The pair of settings that differs in least; of those that differ in as much, one with a norm on both or neither.
+
+    Values of -1 to 1 have two names: of their own, and as values of 0 to 1 with a mean and a std of 0.5.
+    """
+    return min(
+        pairs,
+        key=lambda pair: (len(between(pair[0], pair[1], order)), (pair[0].norm is NONE) != (pair[1].norm is NONE)),
+    )
 
 
 def _one_norm(expected: tuple[Array, Array], actual: tuple[Array, Array], order: Sequence[int]) -> list[Part] | None:
@@ -181,7 +193,7 @@ def _known_pair(relation: Relation, picked: Array) -> tuple[Scaling, Scaling] | 
     plausible = (low >= _PIXELS[0]) & (high <= _PIXELS[1]) & (high > 3)
     fits = np.argwhere((off <= limit).all(axis=-1) & plausible[None])
     pairs: list[tuple[Scaling, Scaling]] = [(settings[e], settings[a]) for e, a in fits]
-    return min(pairs, key=lambda pair: len(between(pair[0], pair[1], relation.order)), default=None)
+    return _least(pairs, relation.order) if pairs else None
 
 
 def _unknown(relation: Relation, picked: Array, size: float) -> list[Part]:

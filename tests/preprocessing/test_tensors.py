@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -126,6 +128,25 @@ def test_unrelated_pictures_are_said_to_be() -> None:
     assert not found.verified
     assert found.code == ""
     assert "unrelated" in found.verdict
+
+
+def test_a_mosaic_is_recognised_by_its_tile() -> None:
+    tiles = [letterbox(picture(30, 40, seed=s), size=128) for s in range(4)]
+    whole = np.vstack([np.hstack(tiles[:2]), np.hstack(tiles[2:])])
+    found = layerdiff.compare_inputs(fed(tiles[3]), fed(whole[::2, ::2]))
+    assert [(m.kind, m.parameters["how"]) for m in found.mismatches] == [("augmentation", "mosaic")]
+    assert found.mismatches[0].parameters["box"] == pytest.approx([0.5, 0.5, 0.5, 0.5], abs=0.05)
+    assert not found.verified
+
+
+def test_eight_bit_levels_over_256_are_no_half_precision() -> None:
+    found = layerdiff.compare_inputs(fed(BOXED, 1 / 255, 0, 1), fed(BOXED, 1 / 256, 0, 1))
+    assert [m.kind for m in found.mismatches] == ["scale"]
+
+
+def test_every_answer_can_be_saved_as_json() -> None:
+    lost = layerdiff.compare_inputs(EXPECTED, EXPECTED[:, :, 10:80, 5:90])
+    assert json.loads(json.dumps(lost.to_dict(), allow_nan=False))["residual"] == "Infinity"
 
 
 def test_another_kernel_without_the_image_is_named_and_not_verified() -> None:
