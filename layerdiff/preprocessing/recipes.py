@@ -27,6 +27,7 @@ _SAME = 1e-4
 """The share of the range within which an input made again is the input: one resize in floats against another."""
 _EXACT = 1e-5
 """What one and the same routine leaves; below it no other kernel is tried, above it a better one is looked for."""
+_FAR = 0.98  # a correlation that whole levels, and cutting off what overshoots, cannot mend
 _CLEAR = 0.99  # a correlation that leaves little but the kernel to find
 _NEAR = 0.6  # a correlation that no other frame reaches by chance
 _PLACES = 4000
@@ -92,22 +93,15 @@ class Workshop:
 
     def resized(self, which: int, turn: Turn, frame: Frame, kernel: Kernel) -> Array | None:
         """What a frame shows of a picture (h, w, C), by one kernel; None where that cannot do it."""
-        made = self._whole(which, turn, frame, kernel)
-        return None if made is None else made[frame.window.rows, frame.window.columns]
-
-    def _whole(self, which: int, turn: Turn, frame: Frame, kernel: Kernel) -> Array | None:
+        if kernel.floats is not None:
+            floats = self.resized(which, turn, frame, kernel.floats)
+            return None if floats is None else whole_levels(floats, kernel.digits, self.sources[which].pixels)
         key = (which, turn, frame.cut, frame.size, kernel)
         if key not in self._resized:
-            picture = self.picture(which, turn)
-            cut = picture[frame.cut.rows, frame.cut.columns]
-            if kernel is UNTOUCHED:
-                self._resized[key] = cut
-            elif kernel.floats is None:
-                self._resized[key] = kernel.on(np.ascontiguousarray(cut), frame.size)
-            else:
-                made = self._whole(which, turn, frame, kernel.floats)
-                self._resized[key] = None if made is None else whole_levels(made, kernel.digits, picture)
-        return self._resized[key]
+            cut = self.picture(which, turn)[frame.cut.rows, frame.cut.columns]
+            self._resized[key] = cut if kernel is UNTOUCHED else kernel.on(np.ascontiguousarray(cut), frame.size)
+        made = self._resized[key]
+        return None if made is None else made[frame.window.rows, frame.window.columns]
 
     def made(self, recipe: Recipe) -> Array | None:
         """An input (C, H, W) by a recipe, in float64."""
@@ -195,7 +189,7 @@ def _as_the_other(shop: Workshop, planes: Array, first: Recipe | None) -> Iterat
 def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterator[list[tuple[float, Turn, Frame]]]:
     """Frames with the turn of the picture, likeliest first: simple ones, then crops of any scale while none fits."""
     simple = [(turn, frame) for turn in TURNS for frame in simple_frames(planes, shop.sums(turn).size)]
-    scored = _scored(shop, planes, simple, _PLACES)
+    scored = _scored(shop, planes, simple, _PLACES // 3)
     yield scored[:3]
     best = scored[0][1] if scored else STILL
     stored = back(shop.sources[0].upright)  # as the picture lies without its EXIF orientation
@@ -207,7 +201,7 @@ def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterat
         found = [(turn, frame) for turn in looked_at for frame in _searched(shop, planes, turn, far=far)]
         rough = _scored(shop, planes, found, _PLACES // 6)[:6]
         near = [(turn, frame) for _, turn, rough_frame in rough for frame in around(rough_frame)]
-        yield _scored(shop, planes, list(dict.fromkeys(near)), _PLACES)[:4]
+        yield _scored(shop, planes, list(dict.fromkeys(near)), _PLACES // 2)[:4]
 
 
 def _scored(
@@ -265,11 +259,15 @@ def _recipes(
     target, pad = frame.target.of(planes), frame.target.around(planes)
     for which, source in enumerate(sources):
         seen: list[tuple[float, Kernel]] = []
+        far: set[Kernel] = set()
         for kernel in (UNTOUCHED,) if frame.size == frame.cut.size else order:
+            if kernel.floats in far:  # whole levels make no other picture of it
+                continue
             shown = shop.resized(which, way.before, frame, kernel)
             if shown is None or shown.shape[:2] != frame.target.size:
                 continue
             relation, left = _fit(shown, target)
+            far |= {kernel} if relation.score < _FAR else set()
             seen.append((_brightness_left(shown, target, relation) if len(sources) > 1 else 0.0, kernel))
             yield Recipe(source, way.before, way.after, frame, kernel, relation, pad), left
         # Decoders differ in colour more than in brightness: only kernels that came near in that are tried with others.
