@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from benchmarks.pipeline.pairs import Pair, Truth
     from layerdiff.preprocessing.comparison import InputComparison, InputMismatch
 
@@ -38,27 +42,99 @@ def _renamed(kinds: list[str], pair: Pair) -> list[str]:
 
 
 def _right(truth: Truth, found: InputMismatch, pair: Pair) -> bool:
-    parameters = dict(found.parameters)
-    theirs = parameters.get("actual")
-    if truth.field == "kernel" and isinstance(theirs, dict):
-        sides = ((truth.expected, parameters["expected"]), (truth.actual, theirs))
-        return all(_is_kernel(kernel, setting) for kernel, setting in sides)
-    if truth.field == "pad" and isinstance(theirs, dict) and pair.image is not None:
-        return bool(np.allclose(theirs["pad"], truth.actual, atol=0.05))
-    if truth.field == "short" and isinstance(theirs, dict):
-        return min(theirs.get("resized", [0])) == truth.actual
-    if truth.field == "size":
-        return list(theirs) == [truth.actual] * 2 or pair.pipelines[1].rectangular
-    if truth.field == "mirror":
-        return parameters["axis"] == truth.actual
-    if truth.field == "mean" and isinstance(theirs, dict) and truth.actual is not None:
-        mean = np.broadcast_to(theirs["mean"], 3)
-        order = list(pair.pipelines[1].order)
-        back = np.argsort(order)
-        return any(np.allclose(mean, np.array(truth.actual)[o], atol=2e-4) for o in ([0, 1, 2], order, back, [2, 1, 0]))
-    if truth.field == "scale" and truth.expected[1] == truth.actual[1] == 0.0:
-        return bool(np.isclose(parameters["factor"], truth.expected[0] / truth.actual[0], rtol=1e-4))
-    return True
+    """Whether the parameters of a mismatch say what was planted."""
+    check = _CHECKS.get(truth.field)
+    return check is None or check(truth, dict(found.parameters), pair)
+
+
+def _order(_: Truth, told: dict[str, Any], pair: Pair) -> bool:
+    expected, actual = (pipeline.order for pipeline in pair.pipelines)
+    return list(told["order"]) == [actual.index(colour) for colour in expected]
+
+
+def _kernel(truth: Truth, told: dict[str, Any], _: Pair) -> bool:
+    return all(_is_kernel(k, told[side]) for k, side in ((truth.expected, "expected"), (truth.actual, "actual")))
+
+
+def _mode(truth: Truth, told: dict[str, Any], _: Pair) -> bool:
+    """A stretch of a picture that has the shape of the canvas is a plain resize."""
+    alike = {"stretch": {"stretch", "resize"}}
+    return all(
+        told[s]["mode"] in alike.get(m, {m}) for s, m in (("expected", truth.expected), ("actual", truth.actual))
+    )
+
+
+def _pad(truth: Truth, told: dict[str, Any], pair: Pair) -> bool:
+    """Without the picture the border is told in the numbers of the tensor, which the code has to get right."""
+    return pair.image is None or bool(np.allclose(told["actual"]["pad"], truth.actual, atol=0.05))
+
+
+def _corner(truth: Truth, told: dict[str, Any], _: Pair) -> bool:
+    side = "actual" if truth.actual else "expected"
+    return (told[side]["top"], told[side]["left"]) == (0, 0)
+
+
+def _rectangular(_: Truth, told: dict[str, Any], pair: Pair) -> bool:
+    sizes = [
+        _size_of(array, pipeline.layout)
+        for array, pipeline in zip((pair.expected, pair.actual), pair.pipelines, strict=True)
+    ]
+    return [told["expected"]["canvas"], told["actual"]["canvas"]] == sizes
+
+
+def _size(_: Truth, told: dict[str, Any], pair: Pair) -> bool:
+    return list(told["actual"]) == _size_of(pair.actual, pair.pipelines[1].layout)
+
+
+def _size_of(array: np.ndarray, layout: str) -> list[int]:
+    return list(array.shape[-3:-1] if layout.endswith("C") else array.shape[-2:])
+
+
+def _mean(truth: Truth, told: dict[str, Any], pair: Pair) -> bool:
+    theirs = told.get("actual")
+    if truth.actual is None or not isinstance(theirs, dict):
+        return True  # -1..1, or a relation of two sides of which neither is known: the code has to get it right
+    mean, order = np.broadcast_to(theirs["mean"], 3), list(pair.pipelines[1].order)
+    return any(np.allclose(mean, np.array(truth.actual)[o], atol=2e-4) for o in ([0, 1, 2], order, np.argsort(order)))
+
+
+def _factor(truth: Truth, told: dict[str, Any], _: Pair) -> bool:
+    if truth.expected[1] or truth.actual[1]:
+        return True  # -1..1 may be told as a mean and a std
+    return bool(np.isclose(told["factor"], truth.expected[0] / truth.actual[0], rtol=1e-4))
+
+
+def _layout(truth: Truth, told: dict[str, Any], _: Pair) -> bool:
+    return told.get("how") == "reshape" if truth.actual == "reshaped" else told["actual"] == truth.actual
+
+
+def _exif(_: Truth, told: dict[str, Any], pair: Pair) -> bool:
+    return told["exif"] == Image.open(io.BytesIO(pair.image)).getexif()[0x0112]
+
+
+def _decoder(truth: Truth, told: dict[str, Any], _: Pair) -> bool:
+    option = {"quick-upsample": "fastdct=False, fastupsample=True", "quick-dct": "fastdct=True, fastupsample=False"}
+    return option[truth.actual] in told["actual"]
+
+
+_CHECKS: dict[str, Callable[[Truth, dict[str, Any], Pair], bool]] = {
+    "order": _order,
+    "kernel": _kernel,
+    "mode": _mode,
+    "pad": _pad,
+    "corner": _corner,
+    "rectangular": _rectangular,
+    "size": _size,
+    "short": lambda truth, told, _: min(told["actual"].get("resized", [0])) == truth.actual,
+    "mirror": lambda truth, told, _: told["axis"] == truth.actual,
+    "mean": _mean,
+    "scale": _factor,
+    "layout": _layout,
+    "exif": _exif,
+    "decoder": _decoder,
+    "dtype": lambda truth, told, _: told["actual"] == {"half and back": "float16"}.get(truth.actual, truth.actual),
+    "digits": lambda truth, told, _: told["how"] == truth.actual,
+}
 
 
 def _is_kernel(kernel: tuple[str, str], setting: dict[str, Any]) -> bool:
@@ -69,9 +145,12 @@ def _is_kernel(kernel: tuple[str, str], setting: dict[str, Any]) -> bool:
     same = found == family or {found, family} <= {"box", "area", "nearest"}
     if not same:
         return False
-    alike = family in ("nearest", "area", "box") or library == "torch" or setting["library"] == "torch"
-    wanted = {"": ("", "half-pixel", "floats"), "antialias": ("antialias",), "aligned": ("aligned corners",)}[option]
-    return (setting["library"] == LIBRARIES[library] and setting["options"] in wanted) or alike
+    if family in ("nearest", "area", "box"):
+        return True
+    options = {"": ("", "half-pixel", "floats"), "antialias": ("antialias",), "aligned": ("aligned corners",)}[option]
+    # In floats torch and OpenCV compute the same.
+    floats = setting["options"] in ("half-pixel", "floats") and library in ("torch", "cv2")
+    return setting["options"] in options and (setting["library"] == LIBRARIES[library] or floats)
 
 
 def _run(pair: Pair, found: InputComparison) -> list[str]:

@@ -271,7 +271,8 @@ def _recipes(
             seen.append((_brightness_left(shown, target, relation) if len(sources) > 1 else 0.0, kernel))
             yield Recipe(source, way.before, way.after, frame, kernel, relation, pad), left
         # Decoders differ in colour more than in brightness: only kernels that came near in that are tried with others.
-        order = [kernel for _, kernel in sorted(seen, key=lambda item: item[0])][:9]
+        near = dict.fromkeys(kernel.floats or kernel for _, kernel in sorted(seen, key=lambda item: item[0]))
+        order = [kernel for kernel in order if (kernel.floats or kernel) in list(near)[:5]]
 
 
 def turned_back(frame: Frame, turn: Turn, canvas: tuple[int, int]) -> list[Frame]:

@@ -236,7 +236,7 @@ def _factor_behind_an_order(relation: Relation) -> float | None:
     if len(stayed) != 1 or len(moved) != 2 or (gain <= 0).any():
         return None
     factor = float(gain[stayed[0]])
-    return factor if abs(gain[moved[0]] * gain[moved[1]] / factor**2 - 1) <= 1e-4 else None
+    return factor if abs(gain[moved[0]] * gain[moved[1]] / factor**2 - 1) <= 3e-4 else None
 
 
 def _plain(values: Array) -> str:
