@@ -141,8 +141,9 @@ def _drawn(rng: np.random.Generator, number: int) -> Pair | None:
     changes = {"tensors": SEEN, "array": WITH_PICTURE, "file": WITH_FILE}[str(way)]
     pixels = picture(rng)
     source: Any = pixels
+    orientation = int(rng.choice([1, 1, 3, 6, 8]))
     if way == "file":
-        source = jpeg(pixels, int(rng.integers(70, 96)), int(rng.choice([1, 1, 3, 6, 8])))
+        source = jpeg(pixels, int(rng.integers(70, 96)), orientation)
     base = _base(rng, str(way))
     count = int(rng.integers(1, 4))
     picked = rng.choice(len(changes), size=count, replace=False)
@@ -154,6 +155,8 @@ def _drawn(rng: np.random.Generator, number: int) -> Pair | None:
         merged |= fields
         truth += [Truth(kind, name, getattr(base, name), value) for name, value in fields.items()]
     other = replace(base, **merged)
+    if orientation == 3 and {"flip", "rotation"} <= {t.kind for t in truth}:
+        return None  # half a turn and a flip are another flip
     if _ambiguous(truth, str(way)) or (way == "tensors" and _hidden_factor(truth, base, other)):
         return None
     if not _possible(base, other, pixels):

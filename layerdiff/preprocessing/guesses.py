@@ -192,8 +192,8 @@ def _approximate(view: View, turn: Turn, boxes: tuple[Box, Box]) -> Chain:
     if e_size != a_size:
         text = f"the picture is {a_size[0]} × {a_size[1]}, wanted {e_size[0]} × {e_size[1]}"
         steps.append(lost("image-size", sides, f"{text}; give the image to name the kernel"))
-    for known in nearest_known(relation, samples[1])[:1] if relation.score > 0.98 else ():
-        steps += numeric_steps(view, known, samples)
+    if relation.score > 0.98:
+        steps += numeric_steps(view, _likely(relation, samples), samples)
     if len(steps) == len(layout_steps(hypothesis)):
         steps.append(lost("resize", sides, "the picture was resized in another way; give the image to name it"))
     return Chain(tuple(steps), float("inf"))

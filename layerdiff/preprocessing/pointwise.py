@@ -10,6 +10,7 @@ import numpy as np
 from layerdiff.preprocessing.casts import Found, cast_between, lattice, reproduced
 from layerdiff.preprocessing.chains import Chain, applied, geometric_steps, numeric_steps
 from layerdiff.preprocessing.halves import is_half, slack
+from layerdiff.preprocessing.normalisation import known
 from layerdiff.preprocessing.scaling import nearest_known
 from layerdiff.preprocessing.steps import Step, lost
 from layerdiff.preprocessing.tones import toned
@@ -43,16 +44,31 @@ def halved(nearest: Placed, expected: Array, actual: Array) -> Chain | None:
     around = geometric_steps(nearest)
     if not share or around is None or found.left * max(float(np.ptp(samples[0])), 1e-30) > share * size:
         return None
-    straight = replace(found, gain=np.ones(len(found.gain)), bias=np.zeros(len(found.bias)))
-    middles = samples[1][list(found.order)].mean(axis=1)
-    one = replace(found, gain=np.full(len(found.gain), found.gain.mean()))
-    one = replace(one, bias=found.bias + (found.gain - one.gain) * middles)
-    for relation in (straight, *nearest_known(found, samples[1]), one, found):
+    for relation in _without_blur(found, samples):
         steps = (*around[0], *numeric_steps(nearest.view, relation, samples), *half_step(expected, actual), *around[1])
         chain = applied(steps, expected, actual)
         if chain.residual <= share * size:
             return replace(chain, reproduced=chain.residual)
     return None
+
+
+def _without_blur(found: Relation, samples: tuple[Array, Array]) -> Iterator[Relation]:
+    """What a relation can have been before float16 hid its last digits, simplest first; last the relation itself."""
+    count, order = len(found.order), found.order
+    yield replace(found, gain=np.ones(count), bias=np.zeros(count))
+    yield from nearest_known(found, samples[1])
+    if sorted(order) == list(range(count)) and all(order[order[k]] == k for k in range(count)):
+        # Channels exchanged before one norm: doing it twice does nothing.
+        gain = np.sqrt(np.abs(found.gain / found.gain[list(order)]))
+        bias = (found.bias - gain * found.bias[list(order)]) / 2
+        yield replace(found, gain=gain, bias=bias)
+    factor = float(found.gain.mean())
+    for setting in known(count):  # another factor before a known norm
+        bias = setting.affine(count)[1]
+        yield replace(found, gain=np.full(count, factor), bias=bias * (1 - factor))
+    middles = samples[1][list(order)].mean(axis=1)
+    yield replace(found, gain=np.full(count, factor), bias=found.bias + (found.gain - factor) * middles)
+    yield found
 
 
 def half_step(expected: Array, actual: Array) -> tuple[Step, ...]:

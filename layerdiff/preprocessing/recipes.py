@@ -13,7 +13,7 @@ from layerdiff.preprocessing.borders import Box, content
 from layerdiff.preprocessing.colour import Relation, related
 from layerdiff.preprocessing.frames import Frame, around, sides, simple_frames, window_frames
 from layerdiff.preprocessing.kernels import UNTOUCHED, Kernel, kernels, whole_levels
-from layerdiff.preprocessing.orientation import STILL, TURNS, Turn, back
+from layerdiff.preprocessing.orientation import STILL, TURNS, Turn, back, same
 from layerdiff.preprocessing.shifts import shift_between
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ class Recipe:
 
     @property
     def turn(self) -> Turn:
-        """How it was turned, before or after it was resized."""
-        return self.after if self.before.still else self.before
+        """How it was turned, before and after it was resized."""
+        return next(turn for turn in TURNS if same(self.after, self.before, turn))
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +156,7 @@ def _quickly(
     """The best recipe of some frames with the usual kernels and one decoder; `tried` learns how near each way came."""
     best: tuple[Recipe | None, float] = (None, float("inf"))
     for score, turn, frame in frames:
-        for way in _ways(turn, frame, planes) if score >= _RELATED else ():
+        for way in _ways(turn, frame, planes, back(shop.sources[0].upright)) if score >= _RELATED else ():
             if way in tried:
                 continue
             for recipe, left in _recipes(shop, planes, way, how[0], shop.sources[:1]):
@@ -242,12 +242,14 @@ def _searched(shop: Workshop, planes: Array, turn: Turn, *, far: bool) -> Iterat
                 yield Frame(full, size, window, Box(0, 0, *canvas), canvas)
 
 
-def _ways(turn: Turn, frame: Frame, planes: Array) -> list[Way]:
-    """A turned picture in a frame: turned before the resize, or after it."""
+def _ways(turn: Turn, frame: Frame, planes: Array, stored: Turn) -> list[Way]:
+    """A turned picture in a frame: turned before the resize, after it, or left as it is stored and then turned."""
     found = [Way(turn, STILL, frame)]
-    if not turn.still:
-        canvas = planes.shape[-2:][::-1] if turn.transpose else planes.shape[-2:]
-        found += [Way(STILL, turn, f) for f in turned_back(frame, turn, (int(canvas[0]), int(canvas[1])))]
+    for before in dict.fromkeys((STILL, stored)):
+        after = next(t for t in TURNS if same(t, before, turn))
+        canvas = planes.shape[-2:][::-1] if after.transpose else planes.shape[-2:]
+        if not after.still:
+            found += [Way(before, after, f) for f in turned_back(frame, after, (int(canvas[0]), int(canvas[1])))]
     return found
 
 
