@@ -83,8 +83,8 @@ def _times(score: Score) -> None:
     for name, items in (("all", times), ("640 x 640", [item for item in times if item[1]])):
         if items:
             middle, worst = items[len(items) // 2], items[-1]
-            slow = sum(item[0] > 2 for item in items)
-            ends = f"largest {worst[0]:.2f} s ({worst[2]}), above 2 s: {slow}"
+            slow = [item[2] for item in items if item[0] > 2]
+            ends = f"largest {worst[0]:.2f} s ({worst[2]}), above 2 s: {len(slow)} {', '.join(slow)}".rstrip()
             print(f"CPU time, {name}, {len(items)} pairs: median {middle[0]:.2f} s, {ends}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from enum import Enum
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,15 @@ Size = tuple[int, int]
 
 _FEW = 1000  # places with which a frame is only looked at in passing
 _RULES = (np.floor, np.rint)  # torchvision truncates the long side, others round it
+
+
+class Sampling(str, Enum):
+    """What of a picture one pixel of an input shows: all that it covers, or the pixel at one place."""
+
+    AREA = "area"
+    CORNER = "corner"
+    MIDDLE = "middle"
+    ALIGNED = "aligned corners"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +66,29 @@ class Frame:
             told |= {"cut": [cut.top, cut.left, cut.height, cut.width]} if cut.top or cut.left else {}
         return told
 
-    def score(self, picture: Integral, rows: Array, columns: Array, values: Array) -> float:
-        """How well places of the target (row, column) correlate with the mean of what they show of the picture."""
+    def score(self, picture: Integral, rows: Array, columns: Array, values: Array) -> tuple[float, Sampling]:
+        """How well places of the target (row, column) correlate with what they show of the picture, and how sampled."""
         y, x = rows - self.target.top + self.window.top, columns - self.target.left + self.window.left
         dy, dx = self.cut.height / self.size[0], self.cut.width / self.size[1]
         tops, lefts = self.cut.top + y * dy, self.cut.left + x * dx
-        found = correlation(picture.means((tops, tops + dy), (lefts, lefts + dx)), values)
+        best = correlation(picture.means((tops, tops + dy), (lefts, lefts + dx)), values), Sampling.AREA
         if len(values) < _FEW:
-            return found
-        # What a nearest-neighbour kernel takes is one pixel, half a step up and left of the middle.
+            return best
+        # Nearest neighbours: OpenCV's is the pixel at a corner, in a mirror at the other, PIL's that in the middle.
         first = np.floor(tops + 1e-6), np.floor(lefts + 1e-6)
-        last = np.ceil(tops + dy - 1e-6) - 1, np.ceil(lefts + dx - 1e-6) - 1  # the same, seen in a mirror
-        for top, left in (first, (first[0], last[1]), (last[0], first[1])):
-            found = max(found, correlation(picture.means((top, top + 1), (left, left + 1)), values))
-        return found
+        last = np.ceil(tops + dy - 1e-6) - 1, np.ceil(lefts + dx - 1e-6) - 1
+        # Aligned corners: the middles of the outermost pixels stay where they are.
+        steps = ((n - 1) / max(m - 1, 1) for n, m in zip(self.cut.size, self.size, strict=True))
+        aligned = [at + n * step for at, n, step in zip((self.cut.top, self.cut.left), (y, x), steps, strict=True)]
+        for sampling, top, left in (
+            (Sampling.CORNER, *first),
+            (Sampling.CORNER, first[0], last[1]),
+            (Sampling.CORNER, last[0], first[1]),
+            (Sampling.MIDDLE, np.floor(tops + dy / 2), np.floor(lefts + dx / 2)),
+            (Sampling.ALIGNED, aligned[0], aligned[1]),
+        ):
+            best = max(best, (correlation(picture.means((top, top + 1), (left, left + 1)), values), sampling))
+        return best
 
 
 def simple_frames(planes: Array, picture: Size) -> list[Frame]:
@@ -138,13 +158,17 @@ def window_frames(full: Box, canvas: Size, side: int, *, corners: bool) -> Itera
 
 
 def around(frame: Frame) -> list[Frame]:
-    """A crop from the middle and its neighbours: the short side two pixels more or less, every rounding of the rest."""
+    """A crop from the middle and its neighbours: the short side two pixels more or less, every rounding of the rest.
+
+    An enlargement by `s` with aligned corners is as large as one without whose side is longer by ``s - 1``.
+    """
     if frame.mode != "crop" or frame.cut.top or frame.cut.left:
         return [frame]
     full, canvas, short = frame.cut.size, frame.canvas, min(frame.cut.size)
     at = full.index(short)
     found = [frame]
-    for side in range(frame.size[at] - 2, frame.size[at] + 3):
+    longer = math.ceil(max(0.0, frame.size[at] / short - 1))
+    for side in range(max(1, frame.size[at] - 2 - longer), frame.size[at] + 3):
         for rule in (np.floor, np.rint, np.ceil):
             h, w = (side if i == at else int(rule(n * side / short)) for i, n in enumerate(full))
             free = (h - canvas[0], w - canvas[1])

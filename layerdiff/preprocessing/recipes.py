@@ -11,8 +11,8 @@ import numpy as np
 from layerdiff.preprocessing.blocks import Grey, Integral
 from layerdiff.preprocessing.borders import Box, content
 from layerdiff.preprocessing.colour import Relation, related
-from layerdiff.preprocessing.frames import Frame, around, sides, simple_frames, window_frames
-from layerdiff.preprocessing.kernels import UNTOUCHED, Kernel, kernels, whole_levels
+from layerdiff.preprocessing.frames import Frame, Sampling, around, sides, simple_frames, window_frames
+from layerdiff.preprocessing.kernels import FLOAT, UNTOUCHED, Kernel, kernels, whole_levels
 from layerdiff.preprocessing.orientation import STILL, TURNS, Turn, back, same
 from layerdiff.preprocessing.shifts import shift_between
 
@@ -64,6 +64,16 @@ class Way:
     before: Turn
     after: Turn
     frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Likely:
+    """A turned picture in a frame, how well an input correlates with it, and which sampling does best."""
+
+    score: float
+    turn: Turn
+    frame: Frame
+    sampling: Sampling
 
 
 @dataclass(slots=True)
@@ -149,22 +159,33 @@ def identify(
 def _quickly(
     shop: Workshop,
     planes: Array,
-    frames: list[tuple[float, Turn, Frame]],
+    frames: list[Likely],
     how: tuple[Sequence[Kernel], float],
     tried: dict[Way, float],
 ) -> tuple[Recipe | None, float]:
     """The best recipe of some frames with the usual kernels and one decoder; `tried` learns how near each way came."""
     best: tuple[Recipe | None, float] = (None, float("inf"))
-    for score, turn, frame in frames:
-        for way in _ways(turn, frame, planes, back(shop.sources[0].upright)) if score >= _RELATED else ():
+    stored = back(shop.sources[0].upright)
+    for item in frames:
+        order = [*how[0], *_of_sampling(shop.kernels, item.sampling)]
+        for way in _ways(item.turn, item.frame, planes, stored) if item.score >= _RELATED else ():
             if way in tried:
                 continue
-            for recipe, left in _recipes(shop, planes, way, how[0], shop.sources[:1]):
+            for recipe, left in _recipes(shop, planes, way, order, shop.sources[:1]):
                 tried[way] = max(tried.get(way, 0.0), recipe.relation.score)
                 best = min(best, (recipe, left), key=lambda item: item[1])
                 if left <= how[1]:
                     return best
     return best
+
+
+def _of_sampling(every: Sequence[Kernel], sampling: Sampling) -> list[Kernel]:
+    """A kernel that samples so, where the usual ones do not."""
+    wanted = {
+        Sampling.MIDDLE: lambda k: k.library == "PIL" and k.family == "nearest",
+        Sampling.ALIGNED: lambda k: k.options == "aligned corners" and k.digits == FLOAT,
+    }.get(sampling)
+    return [] if wanted is None else [k for k in every if wanted(k)][:1]
 
 
 def _thoroughly(shop: Workshop, planes: Array, way: Way, allowed: float) -> tuple[Recipe | None, float]:
@@ -177,21 +198,21 @@ def _thoroughly(shop: Workshop, planes: Array, way: Way, allowed: float) -> tupl
     return best
 
 
-def _as_the_other(shop: Workshop, planes: Array, first: Recipe | None) -> Iterator[list[tuple[float, Turn, Frame]]]:
+def _as_the_other(shop: Workshop, planes: Array, first: Recipe | None) -> Iterator[list[Likely]]:
     """The frame of the other side, with the picture turned in every way: most settings are the same on both sides."""
     if first is None or first.frame.canvas != planes.shape[-2:]:
         return
     square = first.frame.canvas[0] == first.frame.canvas[1]
     frames = [(t, turned_back(first.frame, t, first.frame.canvas)[0]) for t in TURNS if square or not t.transpose]
-    yield [item for item in _scored(shop, planes, frames, _PLACES) if item[0] > 0.5][:2]
+    yield [item for item in _scored(shop, planes, frames, _PLACES) if item.score > 0.5][:2]
 
 
-def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterator[list[tuple[float, Turn, Frame]]]:
+def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterator[list[Likely]]:
     """Frames with the turn of the picture, likeliest first: simple ones, then crops of any scale while none fits."""
     simple = [(turn, frame) for turn in TURNS for frame in simple_frames(planes, shop.sums(turn).size)]
     scored = _scored(shop, planes, simple, _PLACES // 3)
     yield scored[:3]
-    best = scored[0][1] if scored else STILL
+    best = scored[0].turn if scored else STILL
     stored = back(shop.sources[0].upright)  # as the picture lies without its EXIF orientation
     turns = list(dict.fromkeys([best, STILL, stored]))
     flips = [turn for turn in TURNS if turn not in turns and not turn.transpose]
@@ -200,13 +221,11 @@ def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterat
             return
         found = [(turn, frame) for turn in looked_at for frame in _searched(shop, planes, turn, far=far)]
         rough = _scored(shop, planes, found, _PLACES // 6)[:6]
-        near = [(turn, frame) for _, turn, rough_frame in rough for frame in around(rough_frame)]
+        near = [(item.turn, frame) for item in rough for frame in around(item.frame)]
         yield _scored(shop, planes, list(dict.fromkeys(near)), _PLACES // 2)[:4]
 
 
-def _scored(
-    shop: Workshop, planes: Array, frames: list[tuple[Turn, Frame]], places: int
-) -> list[tuple[float, Turn, Frame]]:
+def _scored(shop: Workshop, planes: Array, frames: list[tuple[Turn, Frame]], places: int) -> list[Likely]:
     """Frames with the correlation of what they show with the input, at places inside its border; the best first."""
     rng = np.random.default_rng(0)
     grey = planes.astype(np.float32).sum(axis=0)
@@ -222,8 +241,9 @@ def _scored(
         share = float(use.mean())
         if share > 0.125:
             y, x, v = (rows, columns, values) if share == 1 else (rows[use], columns[use], values[use])
-            found.append((share * frame.score(shop.sums(turn), y, x, v), turn, frame))
-    return sorted(found, key=lambda item: -item[0])
+            score, sampling = frame.score(shop.sums(turn), y, x, v)
+            found.append(Likely(share * score, turn, frame, sampling))
+    return sorted(found, key=lambda item: -item.score)
 
 
 def _searched(shop: Workshop, planes: Array, turn: Turn, *, far: bool) -> Iterator[Frame]:
@@ -281,10 +301,10 @@ def turned_back(frame: Frame, turn: Turn, canvas: tuple[int, int]) -> list[Frame
     """A frame of a turned picture as it lies before the turn; also with its odd pixel on the other side."""
     swap = turn.transpose
     size, full = (s[::-1] if swap else s for s in (frame.size, (frame.cut.height, frame.cut.width)))
-    cut = _mirrored(frame.cut, turn, None)
+    cut = unturned(frame.cut, turn, None)
     found = []
     for dy, dx in ((0, 0), (-1, 0), (0, -1), (-1, -1), (1, 0), (0, 1), (1, 1)):
-        window, target = _mirrored(frame.window, turn, size), _mirrored(frame.target, turn, canvas)
+        window, target = unturned(frame.window, turn, size), unturned(frame.target, turn, canvas)
         window = replace(window, top=window.top + dy, left=window.left + dx) if window.size != size else window
         target = replace(target, top=target.top + dy, left=target.left + dx) if target.size != canvas else target
         inside = all(
@@ -296,7 +316,7 @@ def turned_back(frame: Frame, turn: Turn, canvas: tuple[int, int]) -> list[Frame
     return list(dict.fromkeys(found))
 
 
-def _mirrored(box: Box, turn: Turn, area: tuple[int, int] | None) -> Box:
+def unturned(box: Box, turn: Turn, area: tuple[int, int] | None) -> Box:
     """Where a box of a turned picture lies before the turn, in an area of that size; None: it is the whole of it."""
     top, left, height, width = box.top, box.left, box.height, box.width
     if turn.transpose:
@@ -326,14 +346,18 @@ def _fit(shown: Array, target: Array) -> tuple[Relation, float]:
 
 
 def _brightness_left(shown: Array, target: Array, relation: Relation) -> float:
-    """How far what was made (h, w, C) is from a target (C, h, w) in brightness, root mean square, in levels."""
+    """How far the brightness of what was made (h, w, C) is from any mix of a target's channels (C, h, w), in levels.
+
+    Decoders that differ in colour agree in brightness, and which mix of the target's numbers that is follows from the
+    numbers: the factors of a relation would be those of the wrong colours.
+    """
     made, wanted = shown[::3, ::3].astype(np.float64), target[:, ::3, ::3].astype(np.float64)
-    if len(relation.order) != 3 or np.any(relation.gain == 0) or sorted(relation.order) != [0, 1, 2]:
+    if made.shape[2] != len(wanted) or len(wanted) != 3:
         return 1 - relation.score
-    weights = np.array([0.299, 0.587, 0.114])
-    levels = (wanted - relation.bias[:, None, None]) / relation.gain[:, None, None]
-    off = made @ weights - np.tensordot(weights[list(relation.order)], levels, 1)
-    return float(np.sqrt(np.mean(off * off)))
+    channels = np.column_stack([*(plane.ravel() for plane in wanted), np.ones(wanted[0].size)])
+    brightness = made.reshape(-1, 3) @ np.array([0.299, 0.587, 0.114])
+    mix = np.linalg.lstsq(channels, brightness, rcond=None)[0]
+    return float(np.sqrt(np.mean((channels @ mix - brightness) ** 2)))
 
 
 def with_kernel_of(shop: Workshop, recipe: Recipe, other: Recipe, planes: Array) -> bool:

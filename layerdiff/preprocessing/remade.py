@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.preprocessing.borders import Box
 from layerdiff.preprocessing.frames import Frame
 from layerdiff.preprocessing.halves import is_half
 from layerdiff.preprocessing.kernels import TRUNCATED, UNTOUCHED
 from layerdiff.preprocessing.normalisation import snapped
-from layerdiff.preprocessing.orientation import EXIF, TURNS, back, same
-from layerdiff.preprocessing.recipes import Recipe, Workshop, identify, with_kernel_of
+from layerdiff.preprocessing.orientation import EXIF, STILL, TURNS, Turn, back, same
+from layerdiff.preprocessing.recipes import Recipe, Workshop, identify, unturned, with_kernel_of
 from layerdiff.preprocessing.scaling import closest
 from layerdiff.preprocessing.steps import Step
 from layerdiff.preprocessing.writing import Written, written
@@ -78,12 +77,23 @@ def _differences(both: Remade, code: Written) -> Iterator[Step]:
 
 
 def _lying(recipe: Recipe) -> Recipe:
-    """A recipe with its frame as it would lie if the picture had not been turned."""
-    if not recipe.before.transpose:
+    """A recipe with its frame as it would lie if the picture had not been turned.
+
+    A picture that is turned after it was placed was placed as it lay before: there what is odd keeps its side. One that
+    is turned before and placed then keeps it, too, by its own lights.
+    """
+    turn, frame = recipe.before, recipe.frame
+    if recipe.after.still:
+        turn = Turn(transpose=turn.transpose)
+    if turn.still:
         return recipe
-    frame = recipe.frame
-    cut, window, target = (_swapped(box) for box in (frame.cut, frame.window, frame.target))
-    return replace(recipe, frame=Frame(cut, frame.size[::-1], window, target, frame.canvas[::-1]))
+    swap = turn.transpose
+    size, canvas = (pair[::-1] if swap else pair for pair in (frame.size, frame.canvas))
+    full = recipe.source.shown(STILL).shape[:2]
+    cut, window, target = (
+        unturned(box, turn, area) for box, area in ((frame.cut, full), (frame.window, size), (frame.target, canvas))
+    )
+    return replace(recipe, frame=Frame(cut, size, window, target, canvas))
 
 
 def _one_off(one: Frame, other: Frame) -> bool:
@@ -96,10 +106,6 @@ def _one_off(one: Frame, other: Frame) -> bool:
             if a.size != b.size or abs(first - second) > (room - length) % 2:
                 return False
     return True
-
-
-def _swapped(box: Box) -> Box:
-    return Box(box.left, box.top, box.width, box.height)
 
 
 def _step(kind: str, parameters: dict[str, Any], summary: str, code: str) -> Step:
@@ -293,5 +299,23 @@ def _scaled(e: Recipe, a: Recipe, code: Written, *, blurred: bool) -> Iterator[S
             maps[0][1], maps[1][1][order], atol=1e-3
         ):
             return
+        maps[1] = _beside(maps[0], maps[1], order)
     for part in closest(maps[0], maps[1], order):
         yield _step(part.kind, dict(part.parameters), part.summary, code.numbers)
+
+
+def _beside(expected: tuple[Array, Array], actual: tuple[Array, Array], order: list[int]) -> tuple[Array, Array]:
+    """The candidate's map as a factor before the expected one's norm, where half precision leaves it that near.
+
+    The norm may go by colour or by position. A map that is not near is given back as it is.
+    """
+    count = len(expected[0])
+    if len(actual[0]) != count or sorted(order) != list(range(count)):
+        return actual
+    for place in (order, list(range(count))):
+        ratio = actual[0][place] / expected[0]
+        if np.ptp(ratio) <= 3e-4 * np.abs(ratio).max() and np.allclose(expected[1], actual[1][place], atol=1e-3):
+            gain, bias = np.empty(count), np.empty(count)
+            gain[place], bias[place] = expected[0] * ratio.mean(), expected[1]
+            return gain, bias
+    return actual
