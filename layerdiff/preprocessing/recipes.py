@@ -34,6 +34,11 @@ _PLACES = 4000
 _RELATED = 0.07  # a correlation that chance does not reach in so many places and frames
 
 
+_NEAREST = 8  # kernels that are tried with every decoder; rounding to levels can put the right one behind a few others
+_ALIKE = 1e-6  # levels of brightness by which kernels differ that compute the same
+_CUT_OFF = 8  # levels from either end within which a colour may have been cut off
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Everything that was done to a picture to make the planes (C, H, W) of an input."""
@@ -293,8 +298,17 @@ def _recipes(
             seen.append((_brightness_left(shown, target, relation) if len(sources) > 1 else 0.0, kernel))
             yield Recipe(source, way.before, way.after, frame, kernel, relation, pad), left
         # Decoders differ in colour more than in brightness: only kernels that came near in that are tried with others.
-        near = dict.fromkeys(kernel.floats or kernel for _, kernel in sorted(seen, key=lambda item: item[0]))
-        order = [kernel for kernel in order if (kernel.floats or kernel) in list(near)[:5]]
+        near = _nearest(seen)
+        order = [kernel for kernel in order if (kernel.floats or kernel) in near]
+
+
+def _nearest(seen: list[tuple[float, Kernel]]) -> list[Kernel]:
+    """The kernels that leave least, without what became of the digits, and without those that leave the same."""
+    found: dict[Kernel, float] = {}
+    for left, kernel in sorted(seen, key=lambda item: item[0]):
+        if all(abs(left - other) > _ALIKE for other in found.values()):
+            found.setdefault(kernel.floats or kernel, left)
+    return list(found)[:_NEAREST]
 
 
 def turned_back(frame: Frame, turn: Turn, canvas: tuple[int, int]) -> list[Frame]:
@@ -348,14 +362,18 @@ def _fit(shown: Array, target: Array) -> tuple[Relation, float]:
 def _brightness_left(shown: Array, target: Array, relation: Relation) -> float:
     """How far the brightness of what was made (h, w, C) is from any mix of a target's channels (C, h, w), in levels.
 
-    Decoders that differ in colour agree in brightness, and which mix of the target's numbers that is follows from the
-    numbers: the factors of a relation would be those of the wrong colours.
+    Decoders that differ in colour agree in brightness, but where a colour is cut off at either end. Which mix of the
+    target's numbers that is follows from the numbers: the factors of a relation would be those of the wrong colours.
     """
     made, wanted = shown[::3, ::3].astype(np.float64), target[:, ::3, ::3].astype(np.float64)
     if made.shape[2] != len(wanted) or len(wanted) != 3:
         return 1 - relation.score
+    levels = made.reshape(-1, 3)
     channels = np.column_stack([*(plane.ravel() for plane in wanted), np.ones(wanted[0].size)])
-    brightness = made.reshape(-1, 3) @ np.array([0.299, 0.587, 0.114])
+    inside = ((levels > _CUT_OFF) & (levels < 255 - _CUT_OFF)).all(axis=1)
+    if inside.mean() > 0.05:
+        levels, channels = levels[inside], channels[inside]
+    brightness = levels @ np.array([0.299, 0.587, 0.114])
     mix = np.linalg.lstsq(channels, brightness, rcond=None)[0]
     return float(np.sqrt(np.mean((channels @ mix - brightness) ** 2)))
 
