@@ -227,7 +227,11 @@ def _stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterat
         found = [(turn, frame) for turn in looked_at for frame in _searched(shop, planes, turn, far=far)]
         rough = _scored(shop, planes, found, _PLACES // 6)[:6]
         near = [(item.turn, frame) for item in rough for frame in around(item.frame)]
-        yield _scored(shop, planes, list(dict.fromkeys(near)), _PLACES // 2)[:4]
+        fine = _scored(shop, planes, list(dict.fromkeys(near)), _PLACES // 2)
+        if fine and fine[0].frame not in [item.frame for item in rough]:  # where it climbed to, it may climb on
+            further = [(fine[0].turn, frame) for frame in around(fine[0].frame)]
+            fine += _scored(shop, planes, [way for way in further if way not in near], _PLACES // 2)
+        yield sorted(fine, key=lambda item: -item.score)[:4]
 
 
 def _scored(shop: Workshop, planes: Array, frames: list[tuple[Turn, Frame]], places: int) -> list[Likely]:
