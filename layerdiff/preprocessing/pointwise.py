@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+_HALF_GAIN = 1e-3
+"""How far float16 can put a factor off, relatively: few levels are rounded alike wherever they are."""
 _FACTORS = (1.0, 255.0, 1 / 255)
 
 
@@ -57,16 +59,21 @@ def _without_blur(found: Relation, samples: tuple[Array, Array]) -> Iterator[Rel
     count, order = len(found.order), found.order
     yield replace(found, gain=np.ones(count), bias=np.zeros(count))
     yield from nearest_known(found, samples[1])
-    if sorted(order) == list(range(count)) and all(order[order[k]] == k for k in range(count)):
+    middles = samples[1][list(order)].mean(axis=1)
+    exchanged = sorted(order) == list(range(count)) and all(order[order[k]] == k for k in range(count))
+    if exchanged:
         # Channels exchanged before one norm: doing it twice does nothing.
-        gain = np.sqrt(np.abs(found.gain / found.gain[list(order)]))
-        bias = (found.bias - gain * found.bias[list(order)]) / 2
-        yield replace(found, gain=gain, bias=bias)
+        ratios = np.sqrt(np.abs(found.gain / found.gain[list(order)]))
+        yield replace(found, gain=ratios, bias=(found.bias - ratios * found.bias[list(order)]) / 2)
+        # And a factor, too: doing it twice is the factor twice.
+        factor = float(np.sqrt(np.abs(found.gain * found.gain[list(order)])).mean())
+        gain = factor * ratios
+        if np.all(np.abs(gain / found.gain - 1) <= _HALF_GAIN):
+            yield replace(found, gain=gain, bias=found.bias + (found.gain - gain) * middles)
     factor = float(found.gain.mean())
     for setting in known(count):  # another factor before a known norm
         bias = setting.affine(count)[1]
         yield replace(found, gain=np.full(count, factor), bias=bias * (1 - factor))
-    middles = samples[1][list(order)].mean(axis=1)
     yield replace(found, gain=np.full(count, factor), bias=found.bias + (found.gain - factor) * middles)
     yield found
 
