@@ -46,7 +46,7 @@ class Grey:
         h, w = self.sums.shape
         sums = np.zeros((h + 1, w + 1))
         np.cumsum(np.cumsum(self.sums, axis=0), axis=1, out=sums[1:, 1:])
-        return Integral(sums, self.size, self.block)
+        return Integral(sums, self.sums, self.size, self.block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Integral:
     """
 
     sums: Array
+    grey: Array  # what they are the sums of, (H, W)
     size: tuple[int, int]  # height and width of the picture
     block: int = 1
 
@@ -75,6 +76,24 @@ class Integral:
         (top, bottom), (left, right) = (_span(*pair, n) for pair, n in zip(pairs, ends, strict=True))
         total = self._at(bottom, right) - self._at(top, right) - self._at(bottom, left) + self._at(top, left)
         found: Array = total / ((bottom - top) * (right - left))
+        return found
+
+    def pixels(self, rows: Array, columns: Array) -> Array:
+        """The pixels at whole rows and columns, (…); of a large picture the blocks that hold them."""
+        height, width = self.grey.shape
+        i, j = (np.clip(at.astype(np.intp) // self.block, 0, n - 1) for at, n in ((rows, height), (columns, width)))
+        found: Array = self.grey[i, j]
+        return found
+
+    def between(self, y: Array, x: Array) -> Array:
+        """The picture between its pixels, where whole numbers are their middles (bilinear)."""
+        if self.block > 1:
+            return self.means((y, y + 1), (x, x + 1))
+        top, left = np.floor(y), np.floor(x)
+        fy, fx = y - top, x - left
+        upper = self.pixels(top, left) * (1 - fx) + self.pixels(top, left + 1) * fx
+        lower = self.pixels(top + 1, left) * (1 - fx) + self.pixels(top + 1, left + 1) * fx
+        found: Array = upper * (1 - fy) + lower * fy
         return found
 
     def _at(self, y: Array, x: Array) -> Array:

@@ -124,13 +124,19 @@ def _one(expected: Array, actual: Array, image: Any) -> InputComparison:
         return told(compare_waves(expected, actual, limit) or unrelated(expected, actual), limit, expected)
     if not readings(expected.shape) or not readings(actual.shape):
         return _shapes(expected, actual, limit)
-    if image is not None:
+    if image is not None and not _mixed(expected, actual, limit):
         found = _from_image(expected, actual, image)
         if found is not None:
             return found
     searched = search(expected, actual, limit)
     chain = searched.chain or guessed(searched.nearest, expected, actual)
     return replace(told(chain, limit, expected), notes=() if image is None else (_NOT_FROM_IMAGE,))
+
+
+def _mixed(expected: Array, actual: Array, limit: float) -> bool:
+    """Whether pixels were reshaped where a transpose was wanted, and nothing else: no picture shows what that makes."""
+    mixed = (v for v in views(expected, actual) if v.layout is not None and "how" in v.layout.parameters)
+    return any(gap(view.expected, view.actual) <= limit for view in mixed)
 
 
 def _holes(holes: list[Array], expected: Array, actual: Array) -> Chain:

@@ -80,14 +80,14 @@ class Frame:
         # Aligned corners: the middles of the outermost pixels stay where they are.
         steps = ((n - 1) / max(m - 1, 1) for n, m in zip(self.cut.size, self.size, strict=True))
         aligned = [at + n * step for at, n, step in zip((self.cut.top, self.cut.left), (y, x), steps, strict=True)]
-        for sampling, top, left in (
-            (Sampling.CORNER, *first),
-            (Sampling.CORNER, first[0], last[1]),
-            (Sampling.CORNER, last[0], first[1]),
-            (Sampling.MIDDLE, np.floor(tops + dy / 2), np.floor(lefts + dx / 2)),
-            (Sampling.ALIGNED, aligned[0], aligned[1]),
+        for sampling, shown in (
+            (Sampling.CORNER, picture.pixels(*first)),
+            (Sampling.CORNER, picture.pixels(first[0], last[1])),
+            (Sampling.CORNER, picture.pixels(last[0], first[1])),
+            (Sampling.MIDDLE, picture.pixels(np.floor(tops + dy / 2), np.floor(lefts + dx / 2))),
+            (Sampling.ALIGNED, picture.between(aligned[0], aligned[1])),
         ):
-            best = max(best, (correlation(picture.means((top, top + 1), (left, left + 1)), values), sampling))
+            best = max(best, (correlation(shown, values), sampling))
         return best
 
 

@@ -9,10 +9,12 @@ import numpy as np
 
 from layerdiff.preprocessing.frames import Frame
 from layerdiff.preprocessing.halves import is_half
+from layerdiff.preprocessing.identify import identify
 from layerdiff.preprocessing.kernels import TRUNCATED, UNTOUCHED
+from layerdiff.preprocessing.likely import unturned
 from layerdiff.preprocessing.normalisation import snapped
 from layerdiff.preprocessing.orientation import EXIF, STILL, TURNS, Turn, back, same
-from layerdiff.preprocessing.recipes import Recipe, Workshop, identify, unturned, with_kernel_of
+from layerdiff.preprocessing.recipes import Recipe, Workshop, with_kernel_of
 from layerdiff.preprocessing.scaling import closest
 from layerdiff.preprocessing.steps import Step
 from layerdiff.preprocessing.writing import Written, written

@@ -1,0 +1,143 @@
+"""How an input was made from a picture: found by making it again with the operations that people use."""
+
+from __future__ import annotations
+
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.preprocessing.frames import Sampling
+from layerdiff.preprocessing.kernels import FLOAT, Kernel
+from layerdiff.preprocessing.likely import as_the_other, stages, ways
+from layerdiff.preprocessing.orientation import back
+from layerdiff.preprocessing.recipes import SAME, brightness_left, tries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from layerdiff.preprocessing.likely import Likely
+    from layerdiff.preprocessing.recipes import Recipe, Way, Workshop
+
+Array = np.ndarray[Any, Any]
+Found = tuple["Recipe | None", float]
+
+_EXACT = 1e-5
+"""What one and the same routine leaves; below it no other kernel is tried, above it a better one is looked for."""
+_CLEAR = 0.99  # a correlation that leaves little but the kernel to find
+_RELATED = 0.07  # a correlation that chance does not reach in so many places and frames
+_NEAREST = 8  # kernels that are tried with every decoder; rounding to levels can put the right one behind a few others
+_ALIKE = 1e-6  # levels of brightness by which kernels differ that compute the same
+_NOTHING: Found = (None, float("inf"))
+
+
+def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | None = None) -> Found:
+    """How planes (C, H, W) were made, and the largest difference that is left, as a share of their range.
+
+    `precision` is what a number format may leave; `first` is a recipe of the other side: its frame and its kernel are
+    tried before all others. Frames that need no search come first, then crops at any scale.
+    """
+    allowed = max(SAME, precision)
+    enough = max(_EXACT, precision)
+    quick = [*([first.kernel] if first is not None else []), *shop.kernels[:3]]
+    best = _NOTHING
+    tried: dict[Way, float] = {}
+    others = as_the_other(shop, planes, first)
+    if first is not None:  # most often all is as on the other side but the decoder
+        best = _with_any_decoder(shop, planes, others[:1], first.kernel, enough)
+    for frames in chain([others], stages(shop, planes, tried)):
+        if best[1] <= enough:
+            return best
+        best = _better(best, _quickly(shop, planes, frames, (quick, enough), tried))
+        likely = _likeliest(tried, _CLEAR)
+        if best[1] > enough and likely:
+            best = _better(best, _thoroughly(shop, planes, likely, enough))
+            tried |= dict.fromkeys(likely, 0.0)
+        if best[1] <= allowed:
+            return best
+    likely = _likeliest(tried, _RELATED)
+    return _better(best, _thoroughly(shop, planes, likely, enough)) if likely else best
+
+
+def _better(one: Found, other: Found) -> Found:
+    return other if other[1] < one[1] else one
+
+
+def _likeliest(tried: dict[Way, float], least: float) -> list[Way]:
+    """The two ways that came nearest, of those that came near enough."""
+    return [way for way in sorted(tried, key=lambda way: -tried[way])[:2] if tried[way] > least]
+
+
+def _best_of(recipes: Iterable[tuple[Recipe, float]], enough: float) -> Found:
+    """The best of some recipes, or the first that is good enough."""
+    best = _NOTHING
+    for found in recipes:
+        best = _better(best, found)
+        if best[1] <= enough:
+            break
+    return best
+
+
+def _quickly(
+    shop: Workshop, planes: Array, frames: list[Likely], how: tuple[Sequence[Kernel], float], tried: dict[Way, float]
+) -> Found:
+    """The best recipe of some frames with the usual kernels and one decoder; `tried` learns how near each way came."""
+    best = _NOTHING
+    stored = back(shop.sources[0].upright)
+    for item in frames:
+        order = [*how[0], *_of_sampling(shop.kernels, item.sampling)]
+        for way in ways(item.turn, item.frame, planes, stored) if item.score >= _RELATED else ():
+            if way in tried:
+                continue
+            for recipe, left in tries(shop, planes, way, order):
+                tried[way] = max(tried.get(way, 0.0), recipe.relation.score)
+                best = _better(best, (recipe, left))
+                if left <= how[1]:
+                    return best
+    return best
+
+
+def _of_sampling(every: Sequence[Kernel], sampling: Sampling) -> list[Kernel]:
+    """A kernel that samples so, where the usual ones do not."""
+    wanted = {
+        Sampling.MIDDLE: lambda k: k.library == "PIL" and k.family == "nearest",
+        Sampling.ALIGNED: lambda k: k.options == "aligned corners" and k.digits == FLOAT,
+    }.get(sampling)
+    return [] if wanted is None else [k for k in every if wanted(k)][:1]
+
+
+def _with_any_decoder(shop: Workshop, planes: Array, frames: list[Likely], kernel: Kernel, enough: float) -> Found:
+    """The best recipe of some frames with one kernel and every decoder."""
+    stored = back(shop.sources[0].upright)
+    placed = [way for item in frames for way in ways(item.turn, item.frame, planes, stored)[:2]]
+    return _best_of(
+        (r for way in placed for n in range(len(shop.sources)) for r in tries(shop, planes, way, [kernel], n)), enough
+    )
+
+
+def _thoroughly(shop: Workshop, planes: Array, likely: list[Way], enough: float) -> Found:
+    """The best recipe of the first of some ways with every kernel, then of all of them with every decoder.
+
+    Decoders differ in colour more than in brightness, and one turn before or after a resize differs by rounding only:
+    the kernels that came near in brightness are enough for those.
+    """
+    best = _NOTHING
+    seen: list[tuple[float, Kernel]] = []
+    for recipe, left in tries(shop, planes, likely[0], shop.kernels):
+        best = _better(best, (recipe, left))
+        if left <= enough:
+            return best
+        seen.append((brightness_left(shop, recipe, planes), recipe.kernel))
+    near = _nearest(seen)
+    order = [kernel for kernel in shop.kernels if (kernel.floats or kernel) in near]
+    rest = [(way, n) for n in range(len(shop.sources)) for way in likely if (way, n) != (likely[0], 0)]
+    return _better(best, _best_of((r for way, n in rest for r in tries(shop, planes, way, order, n)), enough))
+
+
+def _nearest(seen: list[tuple[float, Kernel]]) -> list[Kernel]:
+    """The kernels that leave least, without what became of the digits, and without those that leave the same."""
+    found: dict[Kernel, float] = {}
+    for left, kernel in sorted(seen, key=lambda item: item[0]):
+        if all(abs(left - other) > _ALIKE for other in found.values()):
+            found.setdefault(kernel.floats or kernel, left)
+    return list(found)[:_NEAREST]
