@@ -37,12 +37,30 @@ class Likely:
 
 def as_the_other(shop: Workshop, planes: Array, first: Recipe | None) -> list[Likely]:
     """The frame of the other side, with the picture turned in every way: most settings are the same on both sides."""
-    if first is None or first.frame.canvas != planes.shape[-2:]:
+    if first is None:
         return []
-    canvas = first.frame.canvas
-    turns = [turn for turn in TURNS if canvas[0] == canvas[1] or not turn.transpose]
-    frames = [(turn, frame) for turn in turns for frame in turned_back(first.frame, turn, canvas)]
-    return [item for item in _scored(shop, planes, frames, _PLACES // 3) if item.score > 0.5][:3]
+    height, width = planes.shape[-2:]
+    canvas = (height, width)
+    plain, frames = set(), []
+    for turn in TURNS:
+        lying = canvas[::-1] if turn.transpose else canvas
+        for frame in [first.frame] if first.frame.canvas == lying else _from_the_middle(first.frame, lying):
+            turned = turned_back(frame, turn, canvas)
+            plain.add((turn, turned[0]))
+            frames += [(turn, f) for f in turned]
+    found = [item for item in _scored(shop, planes, frames, _PLACES // 3) if item.score > 0.5]
+    least = found[0].score - 0.02 if found else 0.0
+    # One pixel to a side shows in few places of a smooth picture: the very frame of the other side goes first.
+    return sorted(found, key=lambda item: (item.score < least, (item.turn, item.frame) not in plain))[:3]
+
+
+def _from_the_middle(frame: Frame, canvas: tuple[int, int]) -> list[Frame]:
+    """Another canvas cut out of the middle of the same resized picture; none where that is smaller."""
+    free = (frame.size[0] - canvas[0], frame.size[1] - canvas[1])
+    if min(free) < 0:
+        return []
+    everything = Box(0, 0, *canvas)
+    return [Frame(frame.cut, frame.size, Box(free[0] // 2, free[1] // 2, *canvas), everything, canvas)]
 
 
 def stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterator[list[Likely]]:
@@ -95,7 +113,11 @@ def _searched(shop: Workshop, planes: Array, turn: Turn, *, far: bool) -> Iterat
     for side in sides(full, canvas, far=far):
         ends = side in (min(canvas), min(size))
         near = window_frames(full, canvas, side, corners=ends)
-        yield from near if ends else islice(near, 1)  # the neighbours of the best are looked at afterwards
+        for frame in near if ends else islice(near, 1):  # the neighbours of the best are looked at afterwards
+            yield frame
+            if not turn.transpose and not turn.still:  # mirrored after it was cut out: what is odd is on the other side
+                window = unturned(frame.window, turn, frame.size)
+                yield replace(frame, window=window)
     if not far and full.height >= canvas[0] and full.width >= canvas[1] and min(canvas) >= 8:
         shift = shift_between(np.moveaxis(shop.sources[0].shown(turn), 2, 0), planes)
         if shift is not None and -shift[0] >= 0 and -shift[1] >= 0:

@@ -125,7 +125,8 @@ def _turned(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
     plain = turn.kind == "flip"  # one flip is less than a rotation and another flip
     if ignored is not None and not plain and turn.transpose == ignored.transpose and (e.turn.still or a.turn.still):
         tag = EXIF[stored]
-        parameters = {"degrees": ignored.degrees, "mirrored": False, "exif": tag}
+        undone = stored if which == "candidate's" else ignored
+        parameters = undone.parameters | {"degrees": undone.degrees, "exif": tag}
         text = f"the {which} picture lies as it is stored: its EXIF orientation {tag} was not applied"
         rest = next(t for t in TURNS if same(t, ignored, turn))
         if not rest.transpose and not (rest.flip_rows and rest.flip_columns):
@@ -133,8 +134,9 @@ def _turned(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
         else:
             rest = turn
     if not rest.still:
-        kind = "rotation" if rest.kind == "layout" else rest.kind
-        yield _step(kind, rest.parameters | {"side": which.partition("'")[0]}, rest.summary, code.decoded)
+        undone = back(rest) if which == "candidate's" else rest
+        kind = "rotation" if undone.kind == "layout" else undone.kind
+        yield _step(kind, undone.parameters | {"side": which.partition("'")[0]}, undone.summary, code.decoded)
 
 
 def _placed(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
@@ -316,7 +318,8 @@ def _beside(expected: tuple[Array, Array], actual: tuple[Array, Array], order: l
         return actual
     for place in (order, list(range(count))):
         ratio = actual[0][place] / expected[0]
-        if np.ptp(ratio) <= 3e-4 * np.abs(ratio).max() and np.allclose(expected[1], actual[1][place], atol=1e-3):
+        hidden = max(1e-3, 1e-4 * 255 * float(np.abs(actual[0]).max()))  # by a step of the largest numbers
+        if np.ptp(ratio) <= 3e-4 * np.abs(ratio).max() and np.allclose(expected[1], actual[1][place], atol=hidden):
             gain, bias = np.empty(count), np.empty(count)
             gain[place], bias[place] = expected[0] * ratio.mean(), expected[1]
             return gain, bias

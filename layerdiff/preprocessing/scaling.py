@@ -154,7 +154,7 @@ def _returns(relation: Relation, size: float) -> bool:
 def _recognised_pair(relation: Relation, expected: Array, picked: Array) -> list[Part] | None:
     """The mismatches, where one side holds whole numbers of 0 to 255 behind a known setting; None where none does."""
     order = list(relation.order)
-    if max(order) >= len(order):
+    if sorted(order) != list(range(len(order))):  # one channel stands for several, or one is left out
         return None
     back = [order.index(k) for k in range(len(order))]
     options = []

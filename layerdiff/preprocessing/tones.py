@@ -134,9 +134,11 @@ def _jitter(nearest: Placed, expected: Array, actual: Array) -> Chain | None:
     e, a = nearest.samples()
     grid = lattice(a)
     around = geometric_steps(nearest)
-    if grid is None or len(e) != len(a) or around is None:
+    if grid is None or len(a) not in (1, len(e)) or around is None:
         return None
     levels = np.rint(grid.levels(a))
+    if _rounded_alike(e, levels):
+        return None
     top = levels.max(axis=1, keepdims=True)
     inner = ((levels > 0) & (levels < top)).all(axis=0)  # what was cut off at black or white follows no line
     if inner.sum() < 200:
@@ -149,6 +151,11 @@ def _jitter(nearest: Placed, expected: Array, actual: Array) -> Chain | None:
         return None
     matrix = solved[:, :-1]
     weights = matrix.sum(axis=1)
+    if len(e) > 1 and np.ptp(matrix, axis=0).max() < 0.01 * np.abs(matrix).max():
+        text = "the picture is grey where colours are wanted, which cannot be undone"
+        step = lost("channel-order", {"how": "grey", "channels": len(a)}, text)
+        chain = applied((*around[0], step, *around[1]), expected, actual)
+        return replace(chain, reproduced=float(np.max(off * grid.step[:, None])))
     straight = np.abs(matrix - np.diag(np.diag(matrix))).max() < 0.01 * np.abs(matrix).max()
     how = "brightness-contrast" if straight else "saturation"
     scale = 1.0 / np.median(np.diff(np.unique(e[0]))) if np.unique(e[0]).size <= _VALUES else 1.0
@@ -157,3 +164,12 @@ def _jitter(nearest: Placed, expected: Array, actual: Array) -> Chain | None:
     step = lost("augmentation", parameters, f"{text}, and rounded to 8 bits")
     chain = applied((*around[0], step, *around[1]), expected, actual)
     return replace(chain, reproduced=float(np.max(off * grid.step[:, None])))
+
+
+def _rounded_alike(expected: Array, levels: Array) -> bool:
+    """Whether the expected numbers (C, S) lie on whole levels, too, and none is more than one level away from these."""
+    grid = lattice(expected)
+    if grid is None:
+        return False
+    off = np.rint(grid.levels(expected)) - levels
+    return bool(np.abs(off - np.median(off, axis=1, keepdims=True)).max() <= 1)
