@@ -51,7 +51,7 @@ def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | No
         best = _better(best, _quickly(shop, planes, frames, (quick, enough), tried))
         likely = _likeliest(tried, _CLEAR)
         if best[1] > enough and likely:
-            best = _better(best, _thoroughly(shop, planes, likely, enough))
+            best = _better(best, _thoroughly(shop, planes, likely, enough, best))
             tried |= dict.fromkeys(likely, 0.0)
         if best[1] <= allowed:
             return best
@@ -115,23 +115,35 @@ def _with_any_decoder(shop: Workshop, planes: Array, frames: list[Likely], kerne
     )
 
 
-def _thoroughly(shop: Workshop, planes: Array, likely: list[Way], enough: float) -> Found:
+def _thoroughly(shop: Workshop, planes: Array, likely: list[Way], enough: float, known: Found = _NOTHING) -> Found:
     """The best recipe of the first of some ways with every kernel, then of all of them with every decoder.
 
     Decoders differ in colour more than in brightness, and one turn before or after a resize differs by rounding only:
-    the kernels that came near in brightness are enough for those.
+    the kernels that came near in brightness are enough for those, and the best one so far goes first.
     """
+    rest = [(way, n) for n in range(len(shop.sources)) for way in likely if (way, n) != (likely[0], 0)]
     best = _NOTHING
+    if known[0] is not None:
+        best = _elsewhere(shop, planes, rest, [known[0].kernel], enough)
     seen: list[tuple[float, Kernel]] = []
-    for recipe, left in tries(shop, planes, likely[0], shop.kernels):
+    for recipe, left in tries(shop, planes, likely[0], shop.kernels) if best[1] > enough else ():
         best = _better(best, (recipe, left))
         if left <= enough:
             return best
         seen.append((brightness_left(shop, recipe, planes), recipe.kernel))
-    near = _nearest(seen)
-    order = [kernel for kernel in shop.kernels if (kernel.floats or kernel) in near]
-    rest = [(way, n) for n in range(len(shop.sources)) for way in likely if (way, n) != (likely[0], 0)]
-    return _better(best, _best_of((r for way, n in rest for r in tries(shop, planes, way, order, n)), enough))
+    for family in _nearest(seen):
+        if best[1] <= enough:
+            break
+        order = [kernel for kernel in shop.kernels if family in (kernel, kernel.floats)]
+        best = _better(best, _elsewhere(shop, planes, rest, order, enough))
+    return best
+
+
+def _elsewhere(
+    shop: Workshop, planes: Array, rest: list[tuple[Way, int]], order: Sequence[Kernel], enough: float
+) -> Found:
+    """The best recipe of some kernels over ways, each with a decoder."""
+    return _best_of((recipe for way, n in rest for recipe in tries(shop, planes, way, order, n)), enough)
 
 
 def _nearest(seen: list[tuple[float, Kernel]]) -> list[Kernel]:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _NEAR = 0.6  # a correlation that no other frame reaches by chance
+_SURE = 0.9995  # a correlation with no better neighbour
+_STEPS = 4
 _PLACES = 4000
 
 
@@ -66,7 +68,7 @@ def _from_the_middle(frame: Frame, canvas: tuple[int, int]) -> list[Frame]:
 def stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterator[list[Likely]]:
     """Frames with the turn of the picture, likeliest first: simple ones, then crops of any scale while none fits."""
     simple = [(turn, frame) for turn in TURNS for frame in simple_frames(planes, shop.sums(turn).size)]
-    scored = _scored(shop, planes, simple, _PLACES // 3)
+    scored = _climbed(shop, planes, _scored(shop, planes, simple, _PLACES // 3))
     yield scored[:3]
     best = scored[0].turn if scored else STILL
     stored = back(shop.sources[0].upright)  # as the picture lies without its EXIF orientation
@@ -77,12 +79,23 @@ def stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterato
             return
         found = [(turn, frame) for turn in looked_at for frame in _searched(shop, planes, turn, far=far)]
         rough = _scored(shop, planes, found, _PLACES // 6)[:6]
-        near = [(item.turn, frame) for item in rough for frame in around(item.frame)]
-        fine = _scored(shop, planes, list(dict.fromkeys(near)), _PLACES // 2)
-        if fine and fine[0].frame not in [item.frame for item in rough]:  # where it climbed to, it may climb on
-            further = [(fine[0].turn, frame) for frame in around(fine[0].frame)]
-            fine += _scored(shop, planes, [way for way in further if way not in near], _PLACES // 2)
-        yield sorted(fine, key=lambda item: -item.score)[:4]
+        near = dict.fromkeys((item.turn, frame) for item in rough for frame in around(item.frame))
+        yield _climbed(shop, planes, _scored(shop, planes, list(near), _PLACES // 2))[:4]
+
+
+def _climbed(shop: Workshop, planes: Array, found: list[Likely]) -> list[Likely]:
+    """Scored frames with the neighbours of the best, and theirs, while that makes it better."""
+    seen = {(item.turn, item.frame) for item in found}
+    for _ in range(_STEPS):
+        best = found[0] if found else None
+        if best is None or best.frame.mode != "crop" or best.score > _SURE:
+            break
+        near = [(best.turn, frame) for frame in around(best.frame) if (best.turn, frame) not in seen]
+        seen |= set(near)
+        found = sorted([*found, *_scored(shop, planes, near, _PLACES // 2)], key=lambda item: -item.score)
+        if found[0] is best:
+            break
+    return found
 
 
 def _scored(shop: Workshop, planes: Array, frames: list[tuple[Turn, Frame]], places: int) -> list[Likely]:
