@@ -98,6 +98,23 @@ def test_the_conventions_of_one_kernel_are_told_apart(options: str) -> None:
         assert settings == ([] if other == options else [("resize", options, other)])
 
 
+NOISE = np.random.default_rng(3).integers(0, 256, (150, 200, 3)).astype(np.uint8)
+ALIGNED = {"mode": "bilinear", "align_corners": True}
+
+
+@pytest.mark.parametrize("mirrored", [False, True], ids=["as it is", "mirrored"])
+def test_two_crops_of_one_enlarged_picture_of_noise_are_an_image_size(*, mirrored: bool) -> None:
+    made = by_torch(NOISE, 331, int(331 * 200 / 150), **ALIGNED)
+    sides = []
+    for size in (96, 81):
+        top, left = ((n - size) // 2 for n in made.shape[:2])
+        sides.append(made[top : top + size, left : left + size])
+    expected, actual = fed(sides[0]), fed(sides[1][:, ::-1] if mirrored else sides[1])
+    found = layerdiff.compare_inputs(expected, actual, image=NOISE)
+    assert sorted(m.kind for m in found.mismatches) == (["flip"] if mirrored else []) + ["image-size"]
+    assert found.verified
+
+
 def test_truncation_after_a_resize_is_a_matter_of_digits() -> None:
     made = by_torch(IMAGE, 96, 96, **BILINEAR)
     found = layerdiff.compare_inputs(fed(made), fed(made.astype(np.uint8)), image=IMAGE)
@@ -127,7 +144,12 @@ def test_an_exif_orientation_that_was_not_applied_is_a_rotation(orientation: int
     actual = fed(letterbox(np.asarray(stored.convert("RGB"))))
     found = layerdiff.compare_inputs(expected, actual, image=path)
     assert [m.kind for m in found.mismatches] == ["rotation"]
-    assert found.mismatches[0].parameters["exif"] == orientation
+    told = found.mismatches[0].parameters
+    assert told["exif"] == orientation
+    # After a quarter turn the resize rounds in another way: without the picture that is left, and no augmentation.
+    alone = layerdiff.compare_inputs(expected, actual).mismatches
+    assert [m.parameters["degrees"] for m in alone if m.kind == "rotation"] == [told["degrees"]]
+    assert {m.kind for m in alone} <= {"rotation", "resize"}
     assert left_by(found.code, str(path), expected) <= 2 * found.limit
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from benchmarks.pipeline.alike import same_resize
 from benchmarks.pipeline.equal import equal_pair
 from benchmarks.pipeline.judging import faults
-from benchmarks.pipeline.pairs import pair
+from benchmarks.pipeline.pairs import Pair, pair
+from benchmarks.pipeline.pipelines import Pipeline
 from layerdiff.preprocessing.compare import compare_inputs
 from layerdiff.preprocessing.comparison import InputComparison
 
@@ -21,6 +23,14 @@ def test_a_pair_is_the_same_for_the_same_seed() -> None:
 def test_an_answer_without_the_differences_is_wrong() -> None:
     made = pair(5, 3)
     assert faults(made, InputComparison((), 0.0, 0.0))
+
+
+def test_two_kernels_are_one_only_where_they_make_the_same_of_every_picture() -> None:
+    box = {"library": "PIL", "kernel": "box", "options": "", "digits": "rounded"}
+    nearest = Pipeline(kernel=("pil", "nearest"), mode="stretch", size=224)
+    for side, alike in ((100, True), (700, False)):  # enlarged, and reduced
+        made = Pair(0, np.zeros(0), np.zeros(0), np.zeros((side, side, 3), np.uint8), (), (nearest, nearest))
+        assert same_resize(nearest, box, made) is alike
 
 
 def test_most_of_a_few_pairs_are_solved() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -137,6 +138,19 @@ def test_a_mosaic_is_recognised_by_its_tile() -> None:
     assert [(m.kind, m.parameters["how"]) for m in found.mismatches] == [("augmentation", "mosaic")]
     assert found.mismatches[0].parameters["box"] == pytest.approx([0.5, 0.5, 0.5, 0.5], abs=0.05)
     assert not found.verified
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grey_picture_where_colours_are_wanted_is_told(channels: int) -> None:
+    grey = cv2.cvtColor(BOXED, cv2.COLOR_RGB2GRAY)[:, :, None].repeat(channels, 2)
+    made = np.ascontiguousarray((grey / np.float32(255)).transpose(2, 0, 1)[None])
+    found = layerdiff.compare_inputs(fed(BOXED, 1 / 255, 0, 1), made)
+    assert [(m.kind, m.parameters["how"], m.verified) for m in found.mismatches] == [("channel-order", "grey", True)]
+
+
+def test_one_number_all_over_tells_of_no_cast() -> None:
+    found = layerdiff.compare_inputs(np.ones((1, 3, 8, 8), np.float32), np.zeros((1, 3, 8, 8), np.float32))
+    assert [m.kind for m in found.mismatches] == ["unrelated"]
 
 
 def test_eight_bit_levels_over_256_are_no_half_precision() -> None:
