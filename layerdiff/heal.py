@@ -42,8 +42,7 @@ def heal(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) 
         if not origin.provable:
             proofs.append(None)
             continue
-        value = alignment.expected_for(origin.slot.tensor, origin.value, origin.slot.axes)
-        injections.append(Injection(origin.slot.tensor, value, origin.slot.edges))
+        injections.append(injection_at(alignment, origin))
         if outputs.tensors.get(origin.value) == origin.slot.tensor:  # an output is healed in the shape it should have
             expected = alignment.reference.values[origin.value].array
             assert expected is not None
@@ -53,3 +52,9 @@ def heal(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) 
         proofs.append(Healed(before, after, agrees=all(m is not None and m.agrees for m in metrics.values())))
         before = after
     return proofs
+
+
+def injection_at(alignment: Alignment, origin: Origin) -> Injection:
+    """The right value, put in where an origin ends."""
+    value = alignment.expected_for(origin.slot.tensor, origin.value, origin.slot.axes)
+    return Injection(origin.slot.tensor, value, origin.slot.edges)

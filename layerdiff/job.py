@@ -22,12 +22,12 @@ from layerdiff.errors import (
 from layerdiff.findings import Finding, diffuse, finding, layout_diagnoses
 from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.live import Live
-from layerdiff.localise import find_origins
 from layerdiff.measure import limits_for
 from layerdiff.model import SampleResult
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.pairs import doubts, resolved, still_there
 from layerdiff.proof import prove, sites_of
+from layerdiff.reconsider import located
 from layerdiff.report import Report
 from layerdiff.samples import samples
 from layerdiff.settle import settle
@@ -140,7 +140,8 @@ class Job:
         given, lost = still_there(given, observed.candidate)
         alignment = align(reference, observed.candidate, outputs.everywhere(), limits, given)
         bar.stage("proving the accusation")
-        origins, rounded = find_origins(alignment)
+        place = located(alignment, outputs)
+        alignment, origins, rounded = place.alignment, place.origins, place.rounded
         proven = prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
         found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
         confined = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.confined]

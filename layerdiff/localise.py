@@ -105,7 +105,7 @@ def _merged(origins: list[Origin]) -> list[Origin]:
         if before.slot.edges is not None and origin.slot.edges is not None:
             slot = replace(before.slot, edges=before.slot.edges | origin.slot.edges)
             found[key] = replace(before, slot=slot)
-    by_tensor = {origin.slot: origin for origin in reversed(found.values())}
+    by_tensor = {(origin.slot.tensor, origin.slot.edges): origin for origin in reversed(found.values())}
     return list(by_tensor.values())
 
 

@@ -161,6 +161,8 @@ def _connect(node: onnx.NodeProto, slot: int, tensor: str) -> None:
     while len(node.input) <= slot:
         node.input.append("")
     node.input[slot] = tensor
+    while node.input and not node.input[-1]:
+        del node.input[-1]
 
 
 def _splice(model: onnx.ModelProto, change: Splice) -> None:

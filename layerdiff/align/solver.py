@@ -10,7 +10,7 @@ is an origin: good values go in, a wrong one comes out.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -126,6 +126,12 @@ class Alignment:
         if array is None or actual is None or array.size != actual.size:
             return False
         return same_numbers(array, actual, self.limits[value])
+
+    def without(self, values: frozenset[int]) -> Alignment:
+        """The same without the proposals for some values, and what every tensor is then from right inputs."""
+        found = replace(self, proposed={value: pair for value, pair in self.proposed.items() if value not in values})
+        found.isolated = self.candidate.isolated(found.expected())
+        return found
 
     def turned(self) -> dict[str, Axes]:
         """The outputs that come out right from right inputs but for the order of their axes, with the axes to use."""

@@ -10,6 +10,7 @@ import numpy as np
 from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.inputs import inputs_exchanged
+from layerdiff.diagnose.moved import joined
 from layerdiff.diagnose.prove import REPAIR, Explained, explain
 from layerdiff.diagnose.stretch import Stretch
 
@@ -36,7 +37,8 @@ THOROUGH = 6
 def explain_all(stretches: Sequence[Stretch]) -> list[Explained]:
     """The cause of every origin, in their order."""
     with np.errstate(all="ignore"):  # what is wrong may be infinite
-        return [explain(stretch, DIAGNOSERS, thorough=i < THOROUGH) for i, stretch in enumerate(stretches)]
+        found = [explain(stretch, DIAGNOSERS, thorough=i < THOROUGH) for i, stretch in enumerate(stretches)]
+        return joined(stretches, found)
 
 
 def ranked(

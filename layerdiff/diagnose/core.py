@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.diagnose.difference import Part, differences
+from layerdiff.diagnose.parts import Beside, Part
+from layerdiff.diagnose.stretch import Comparison
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
 
@@ -102,8 +103,7 @@ def narrowed(stretch: Stretch) -> Stretch | None:
     for name, same in both.right.items():
         sources[same] = sources.get(same, frozenset()) | {name}
     parts = Part.of(fresh, wanted, both.fresh.constants), Part.of(accused, got, both.accused.constants)
-    inner = replace(stretch.comparison, differences=tuple(differences(*parts, sources)), constants=parts[0].constants)
-    return replace(stretch, given=inner)
+    return replace(stretch, given=Comparison(stretch.comparison.fresh, Beside(*parts, sources)))
 
 
 def _cure(stretch: Stretch, both: _Both) -> tuple[str, _Slot] | None:

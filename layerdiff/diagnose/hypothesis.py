@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.diagnose.stretch import Stretch
+from layerdiff.patch import Splice
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,7 +24,8 @@ class Hypothesis:
     input, never numbers fitted to this one. `remedy` is what the user should change, as code where it can be.
     `site` is the reference operator that the cause is in, where it is in one alone: the accusation follows it.
     `decided` says that the patch itself shows the cause. Where it replaces more than that, the cause is a guess however
-    well it cures, and does not count as verified.
+    well it cures, and does not count as verified. `whole` says that it puts nodes in the place of all that are accused:
+    that is only tried when nothing smaller cures.
     """
 
     cause: str
@@ -33,6 +35,14 @@ class Hypothesis:
     remedy: str = ""
     site: int | None = None
     decided: bool = field(default=True, kw_only=True)
+    whole: bool = field(default=False, kw_only=True)
+
+    @property
+    def size(self) -> int:
+        """How many nodes the patch changes, puts in or goes past."""
+        changes = self.patch or ()
+        inside = sum(len(change.model.graph.node) for change in changes if isinstance(change, Splice))
+        return inside + len({change.node for change in changes if not isinstance(change, Splice)})
 
 
 Diagnoser = Callable[[Stretch], Iterable[Hypothesis]]

@@ -9,6 +9,7 @@ import numpy as np
 from layerdiff.diagnose import semantics
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.wires import under_a_root
 from layerdiff.graph import RANDOM
 from layerdiff.model import Kind
 from layerdiff.patch import IDENTITY, Rewire, Splice
@@ -35,7 +36,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     ops = list(dict.fromkeys(node.op for node in stretch.nodes))
     cause = _cause(stretch, set(ops))
     text = f"{', '.join(ops)} stand behind {stretch.divergence.layer or 'the input'} and change what it passes on."
-    yield Hypothesis(cause, text, {"nodes": [n.name for n in stretch.nodes], "operators": ops}, _bypassed(stretch))
+    evidence = {"nodes": [n.name for n in stretch.nodes], "operators": ops}
+    yield Hypothesis(cause, text, evidence, _bypassed(stretch), decided=_passes_on_what_is_right(stretch))
 
 
 def _behind_the_value(stretch: Stretch) -> Iterator[Hypothesis]:
@@ -48,9 +50,8 @@ def _behind_the_value(stretch: Stretch) -> Iterator[Hypothesis]:
         ops = list(dict.fromkeys(node.op for node in stretch.nodes if node.op != "Constant"))
         text = f"{', '.join(ops)} change what {stretch.divergence.layer or 'the model'} gives out."
         evidence = {"nodes": [n.name for n in stretch.nodes], "operators": ops}
-        yield Hypothesis(
-            _cause(stretch, set(ops)), text, evidence, (Splice(stretch.origin.slot.tensor, IDENTITY, (("x", name),)),)
-        )
+        patch = (Splice(stretch.origin.slot.tensor, IDENTITY, (("x", name),)),)
+        yield Hypothesis(_cause(stretch, set(ops)), text, evidence, patch, whole=True)
 
 
 def _cause(stretch: Stretch, ops: set[str]) -> str:
@@ -81,6 +82,13 @@ def _bypassed(stretch: Stretch) -> Patch | None:
     return tuple(Rewire(graph.nodes[node].outputs[0], at, source) for node, at in sorted(edges) if at >= 0)
 
 
+def _passes_on_what_is_right(stretch: Stretch) -> bool:
+    """Whether what comes to the nodes is right, and not only paired with the value that they should pass on."""
+    source, found = stretch.holder(stretch.value), stretch.alignment
+    array = None if source is None else found.isolated.get(source, found.candidate.tapped.get(source))
+    return found.holds(stretch.value, array)
+
+
 def _under_a_root(stretch: Stretch) -> bool:
     """Whether a small constant is added just before a root, a reciprocal or a logarithm: an epsilon of another size.
 
@@ -88,5 +96,4 @@ def _under_a_root(stretch: Stretch) -> bool:
     """
     graph = stretch.alignment.candidate.graph
     readers = {graph.nodes[n].op for node in stretch.nodes for o in node.outputs for n, _ in graph.consumers.get(o, ())}
-    small = any(array.size == 1 and 0 < abs(float(array.reshape(-1)[0])) < 1 for _, _, array in stretch.constants)
-    return small and bool(readers & {"Sqrt", "Reciprocal", "Pow", "Log", "Rsqrt", "Div"})
+    return under_a_root((array for _, _, array in stretch.constants), readers)

@@ -35,4 +35,5 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     ops = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
     text = f"{ops} lose the result to rounding or overflow; in double precision the same nodes give the right one."
     remedy = "write the operation in its stable form (log_softmax, logsigmoid, logsumexp), and export again"
-    yield Hypothesis("numerics", text, {"right_in": "float64"}, None if splice is None else (splice,), remedy)
+    patch = None if splice is None else (splice,)
+    yield Hypothesis("numerics", text, {"right_in": "float64"}, patch, remedy, whole=True)

@@ -5,27 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layerdiff.diagnose.difference import MOVING, RESHAPING, What
+from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.formats import too_narrow
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.semantics import REDUCTIONS, cause_at, cause_by_site, cause_of, mask_values
-from layerdiff.diagnose.weights import parameter_behind
+from layerdiff.diagnose.parts import MOVING, RESHAPING
+from layerdiff.diagnose.semantics import REDUCTIONS, SELECTIONS, cause_at, cause_by_site, cause_of, mask_values
+from layerdiff.diagnose.wires import under_a_root
 from layerdiff.model import Kind
 from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from layerdiff.diagnose.difference import Difference
     from layerdiff.diagnose.stretch import Stretch
     from layerdiff.model import Site
 
-SELECTIONS = frozenset(
-    {
-        *("slice", "select", "narrow", "index", "index_select", "gather", "flip", "roll"),
-        *("unbind", "split", "split_with_sizes", "chunk"),
-    }
-)
 PERMUTING = frozenset({"permute", "transpose", "t", "movedim", "numpy_T", "mT", "swapaxes"})
 WRITES = frozenset({"copy_", "index_put_", "fill_.Scalar", "fill_.Tensor", "masked_fill_.Scalar", "scatter_.src"})
 
@@ -45,7 +40,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         "differences": len(comparison.differences),
         "lowered_by": by,
     }
-    yield Hypothesis(named.cause, named.text, evidence, (change,), decided=named.decided)
+    yield Hypothesis(named.cause, named.text, evidence, (change,), decided=named.decided, whole=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,22 +75,22 @@ def _named(stretch: Stretch, differences: list[Difference]) -> _Named:
 
 
 def _by_differences(stretch: Stretch, differences: list[Difference], ops: str) -> _Named | None:
-    """What is absent, too many, or the one thing that differs."""
+    """What is absent, too many, or the one thing that differs.
+
+    Each was tried on its own before, and did not cure: so what was run is more than what is named, and it is a guess.
+    """
     absent = ", ".join(dict.fromkeys(d.op for d in differences))
     kinds = {d.what for d in differences}
     single = [site for site in stretch.sites if not only_moves(site.op)]
+    if kinds == {What.MISSING} and len(single) == 1:  # one operator of the model, of which the file has a part
+        lacking, decided = _lacking(stretch, single[0], {d.op for d in differences})
+        return _Named(lacking, f"{ops} lacks {absent} in the file.", decided)
     if kinds == {What.MISSING}:
-        bias = _bias_of(stretch, differences)
-        if bias is not None:
-            return _Named("weights", f"{bias} is absent from the file.")
-        if len(single) == 1:  # one operator of the model, of which the file has a part
-            lacking, decided = _lacking(stretch, single[0], {d.op for d in differences})
-            return _Named(lacking, f"{ops} lacks {absent} in the file.", decided)
-        return _Named(_dropped(stretch), f"{absent} is missing from the file.", len(differences) == 1)
+        return _Named(_dropped(stretch), f"{absent} is missing from the file.", decided=False)
     if kinds == {What.EXTRA}:
-        return _Named("extra-op", f"{absent} is in the file and not in the model.")
+        return _Named("extra-op", f"{absent} is in the file and not in the model.", decided=False)
     if len(differences) == 1 and (cause := cause_of(differences[0])) is not None:
-        return _Named(cause, f"{ops} became something else in the file.")
+        return _Named(cause, f"{ops} became something else in the file.", decided=False)
     return None
 
 
@@ -104,14 +99,15 @@ def _lacking(stretch: Stretch, site: Site, absent: set[str]) -> tuple[str, bool]
 
     Attention is a mask, a scale, a softmax and two products in a file, so what is absent says which.
     """
+    reads = _reads_the_same(stretch)
     if "attention" in site.op:
         if absent <= {"Add", "Where", "Trilu", "Expand", "And", "ConstantOfShape"}:
-            return "masking", True
+            return "masking", reads
         if absent <= {"Mul", "Div", "Sqrt"}:
-            return "constant", True
+            return "constant", reads
         return "dropped-op", False
     cause = cause_at(site)
-    return (cause, cause in _SPECIFIC) if cause is not None else (cause_by_site(stretch), False)
+    return (cause, reads and cause in _SPECIFIC) if cause is not None else (cause_by_site(stretch), False)
 
 
 # Operators that have one way only to be another: whatever differs in them is called so.
@@ -123,7 +119,16 @@ def _one_of_its_kind(stretch: Stretch, differences: list[Difference]) -> bool:
     single = [site for site in stretch.sites if not only_moves(site.op)]
     if len(single) != 1 or cause_at(single[0]) not in _SPECIFIC:
         return False
-    return all(d.op not in MOVING for d in differences)
+    return _reads_the_same(stretch) and all(d.op not in MOVING for d in differences)
+
+
+def _reads_the_same(stretch: Stretch) -> bool:
+    """Whether the accused nodes read nothing but what the model's operators read: no wire is wrong."""
+    graph = stretch.alignment.candidate.graph
+    own = {name for node in stretch.nodes for name in node.outputs}
+    known = {name for value in stretch.inputs for name in stretch.alignment.tensors_of(value)}
+    known |= {name for value in stretch.inputs if (name := stretch.holder(value)) is not None}
+    return all(n in known or n in own or n in graph.constant for node in stretch.nodes for n in node.reads)
 
 
 def _gives_its_input(stretch: Stretch) -> bool:
@@ -178,6 +183,8 @@ def _dropped(stretch: Stretch) -> str:
         return "inplace"
     if computing and all(base_name(site.op) in SELECTIONS for site in computing):
         return "indexing"
+    if _is_epsilon(stretch, computing):
+        return "epsilon"
     for site in computing if len(computing) <= 2 else ():
         operands = [reference.values[index].array for index in site.inputs]
         if base_name(site.op) in ("masked_fill", "tril", "triu") or any(
@@ -187,12 +194,11 @@ def _dropped(stretch: Stretch) -> str:
     return "dropped-op"
 
 
-def _bias_of(stretch: Stretch, differences: list[Difference]) -> str | None:
-    """The parameter that a missing addition would have added."""
-    comparison = stretch.comparison
-    if comparison is None or len(differences) != 1 or differences[0].op != "Add":
-        return None
-    node = differences[0].wanted_node
-    arrays = [comparison.constants.get(name) for name in (() if node is None else node.inputs)]
-    names = [parameter_behind(stretch, array) for array in arrays if array is not None]
-    return next((name for name in names if name is not None), None)
+def _is_epsilon(stretch: Stretch, computing: Sequence[Site]) -> bool:
+    """Whether all that is missing is the addition of a small number before a root or a division."""
+    if len(computing) != 1 or base_name(computing[0].op) != "add" or stretch.comparison is None:
+        return False
+    graph, slot = stretch.alignment.candidate.graph, stretch.origin.slot
+    edges = graph.consumers.get(slot.tensor, []) if slot.edges is None else slot.edges
+    readers = {graph.nodes[n].op for n, _ in edges if n >= 0}
+    return under_a_root(stretch.comparison.constants.values(), readers)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.wires import wire
+from layerdiff.model import Kind
 from layerdiff.patch import Rewire
 
 if TYPE_CHECKING:
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
 def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     """One, where the edges that were healed should come from a tensor that the file has."""
     slot, graph = stretch.origin.slot, stretch.alignment.candidate.graph
-    source = stretch.holder(stretch.value)
-    if slot.edges is None or stretch.origin.inserted or source is None or source == slot.tensor:
+    source, edges = stretch.holder(stretch.value), slot.edges
+    if edges is None and stretch.divergence.kind is Kind.REWIRED:  # all of the stretch that read it
+        own = set() if stretch.part is None else {name for n in stretch.part.model.graph.node for name in n.output}
+        readers = graph.consumers.get(slot.tensor, ())
+        edges = frozenset((n, at) for n, at in readers if n >= 0 <= at and own.intersection(graph.nodes[n].outputs))
+    if not edges or stretch.origin.inserted or source is None or source == slot.tensor:
         return
-    nodes = [graph.nodes[node] for node, _ in sorted(slot.edges)]
-    found = wire(stretch, slot.tensor, [source])
+    nodes = [graph.nodes[node] for node, _ in sorted(edges)]
+    found = wire(stretch, slot.tensor, [source], edges)
     text = f"{nodes[0].op} reads {slot.tensor} where the model reads {source}{': ' * bool(found.text)}{found.text}."
-    patch = tuple(Rewire(graph.nodes[node].outputs[0], at, source) for node, at in sorted(slot.edges))
+    patch = tuple(Rewire(graph.nodes[node].outputs[0], at, source) for node, at in sorted(edges))
     evidence = {"nodes": [node.name for node in nodes], "wanted": source, "got": slot.tensor}
     yield Hypothesis(found.cause, text, evidence, patch, decided=found.decided)

@@ -7,21 +7,29 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from layerdiff.diagnose import exchanged, quantization, rewired
+from layerdiff.diagnose import absent, exchanged, misread, neighbours, quantization, rewired, shapes
 from layerdiff.diagnose.core import narrowed
-from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.lowering import Exporter
 from layerdiff.model import Kind
-from layerdiff.patch import SetAttribute, SetConstant, Splice
+from layerdiff.patch import SetAttribute, SetConstant
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from layerdiff.diagnose.hypothesis import Diagnoser
     from layerdiff.diagnose.stretch import Stretch
     from layerdiff.patch import Change, Patch
 
 log = logging.getLogger("layerdiff")
+
+# Wires and nodes out of place, in the order in which they are tried.
+SMALLER: tuple[Diagnoser, ...] = (
+    misread.past,
+    exchanged.operands,
+    neighbours.hypotheses,
+    misread.hypotheses,
+    absent.hypotheses,
+)
 
 # What a diagnoser may raise on a graph that it did not expect; the others go on.
 _FAILURES = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
@@ -71,7 +79,7 @@ class Search:
         cured = [t for t in self.tried if t.cures]
         if not cured:
             return min(self.tried, key=lambda t: t.gap, default=None)
-        return min(cured, key=lambda t: (not t.hypothesis.decided, len(t.hypothesis.patch or ())))
+        return min(cured, key=lambda t: (not t.hypothesis.decided, t.hypothesis.size, len(t.hypothesis.patch or ())))
 
     def _is_cured(self) -> bool:
         return any(t.cures for t in self.tried)
@@ -95,40 +103,54 @@ class Search:
         stretch = self.stretch
         lowered = (stretch.widened() if stretch.misread else stretch).by(exporter)
         proposed = self._proposed(lowered) or self._proposed(stretch.by(exporter))
-        self._change(lowered, [*proposed, *rewired.hypotheses(stretch)])
+        self._change(lowered, [*self._said(shapes.hypotheses, lowered), *proposed, *rewired.hypotheses(stretch)])
         if not self._is_cured() and stretch.divergence.kind is Kind.DROPPED:
             around = stretch.widened().by(exporter)  # what seems to be absent may be there and do nothing
-            self._change(around, self._proposed(around))
+            self._change(around, self._proposed(around), smaller=(exchanged.operands,))
         inner = None if self._is_cured() else narrowed(lowered)
         if inner is not None:
             lowered, proposed = inner, self._proposed(inner)
             self._change(inner, proposed)
         if not self._is_cured() and exporter is Exporter.TORCHSCRIPT:
             self._cross()
-        self._whole += [(lowered, h) for h in proposed if _splices(h)]
+        self._whole += [(lowered, h) for h in proposed if h.whole]
 
     def _cross(self) -> None:
         """Two wires that lead to the stretch in each other's place."""
         before = self.stretch.upstream()
         self.tried += [_try(before, hypothesis) for hypothesis in exchanged.hypotheses(before)]
 
-    def _change(self, stretch: Stretch, proposed: Sequence[Hypothesis]) -> None:
-        """Each change on its own; as few as it takes together, where none of them is enough."""
-        single = [h for h in proposed if not _splices(h)]
-        tried = [_try(stretch, hypothesis) for hypothesis in single]
+    def _change(
+        self, stretch: Stretch, proposed: Sequence[Hypothesis], *, smaller: Sequence[Diagnoser] = SMALLER
+    ) -> None:
+        """Each change on its own; else as few as it takes together, and what else changes no more nodes than those."""
+        single = [h for h in proposed if not h.whole]
+        self.tried += [_try(stretch, hypothesis) for hypothesis in single]
         rounded = any(node.op == "QuantizeLinear" for node in stretch.nodes)  # all that reads past it cures
-        enough = rounded or any(t.cures for t in tried)
-        self.tried += tried if enough else tried + _together(stretch, single)
+        if rounded or self._is_cured():
+            return
+        together = _together(stretch, single)
+        if not any(t.cures and t.hypothesis.size == 1 for t in together):
+            self._smaller(stretch, smaller)
+        self.tried += together
+
+    def _smaller(self, stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> None:
+        """Wires and nodes that are out of place, before anything is put in place whole."""
+        for diagnoser in diagnosers:
+            if self._is_cured():
+                return
+            self.tried += [_try(stretch, hypothesis) for hypothesis in self._said(diagnoser, stretch)]
 
     def _proposed(self, stretch: Stretch) -> list[Hypothesis]:
         """All that the diagnosers say; one that raises is reported by its name, and the others go on."""
-        found: list[Hypothesis] = []
-        for diagnoser in self.diagnosers:
-            try:
-                found += diagnoser(stretch)
-            except _FAILURES as error:  # noqa: PERF203
-                self._note_failure(diagnoser.__module__.rpartition(".")[2], error)
-        return found
+        return [hypothesis for diagnoser in self.diagnosers for hypothesis in self._said(diagnoser, stretch)]
+
+    def _said(self, diagnoser: Diagnoser, stretch: Stretch) -> list[Hypothesis]:
+        try:
+            return list(diagnoser(stretch))
+        except _FAILURES as error:
+            self._note_failure(diagnoser.__module__.rpartition(".")[2], error)
+            return []
 
 
 def _try(stretch: Stretch, hypothesis: Hypothesis) -> Tried:
@@ -172,7 +194,3 @@ def _changes(hypotheses: Iterable[Hypothesis]) -> Patch:
         if change not in found:
             found.append(change)
     return tuple(found)
-
-
-def _splices(hypothesis: Hypothesis) -> bool:
-    return any(isinstance(change, Splice) for change in hypothesis.patch or ())

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.diagnose.difference import RESHAPING, Difference, What
+from layerdiff.diagnose.difference import Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.parts import RESHAPING
 from layerdiff.diagnose.wires import wire
 from layerdiff.operators import ACTIVATIONS, ONNX, ONNX_ACTIVATIONS, base_name, is_torch, likeness
 from layerdiff.patch import Rewire, SetAttribute, SetConstant, SetOperator
@@ -31,6 +32,13 @@ NORMS = frozenset(
 )
 REDUCTIONS = frozenset(
     {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceProd", "ReduceL1", "ReduceL2", "ReduceLogSumExp"}
+)
+# Operators of torch that take a part of what they get.
+SELECTIONS = frozenset(
+    {
+        *("slice", "select", "narrow", "index", "index_select", "gather", "flip", "roll"),
+        *("unbind", "split", "split_with_sizes", "chunk"),
+    }
 )
 _BY_ATTRIBUTE = {
     "epsilon": "epsilon", "axis": "axis", "axes": "axis", "keepdims": "axis", "noop_with_empty_axes": "axis",
@@ -89,7 +97,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             continue
         node, text, decided = difference.node, text_of(difference), True
         if difference.what is What.WIRING and cause == "order":
-            found = wire(stretch, difference.got, difference.wanted)
+            readers = () if node is None else ((node.index, difference.slot),)
+            found = wire(stretch, difference.got, difference.wanted, readers)
             cause, decided = found.cause, found.decided
             text = f"{text[:-1]}: {found.text}." if found.text else text
         yield Hypothesis(
@@ -149,7 +158,7 @@ def cause_of(difference: Difference) -> str | None:
     if difference.what is What.OPERATOR:
         assert node is not None
         assert wanted is not None
-        return _replaced(wanted.op, node.op)
+        return replaced_by(wanted.op, node.op)
     if difference.what is What.EXTRA:
         return "layout" if difference.op == "Transpose" else "extra-op"
     if difference.what is What.MISSING:
@@ -157,7 +166,8 @@ def cause_of(difference: Difference) -> str | None:
     return _constant_cause(difference)
 
 
-def _replaced(wanted: str, got: str) -> str:
+def replaced_by(wanted: str, got: str) -> str:
+    """The slug for an operator that another one stands in the place of."""
     if {wanted, got} <= ONNX_ACTIVATIONS | {"Sin", "Cos", "Exp", "Abs", "Erf", "Sqrt", "Log", "Neg"}:
         return "activation"
     if is_torch(wanted):

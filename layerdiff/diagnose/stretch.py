@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.weights import parameters_of_sites
-from layerdiff.diagnose.difference import MOVING, Part, differences
+from layerdiff.diagnose.difference import differences
+from layerdiff.diagnose.parts import MOVING, Beside, Part
 from layerdiff.errors import BackendError, PatchError
 from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
@@ -48,13 +49,22 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparison:
     """What the stretch should have become, and every difference to it."""
 
     fresh: Lowered
-    differences: tuple[Difference, ...]
-    constants: Mapping[str, Array]
+    beside: Beside
+
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """Every one, in the order of the nodes."""
+        return tuple(differences(self.beside))
+
+    @property
+    def constants(self) -> Mapping[str, Array]:
+        """The numbers of the constant operands that it should have."""
+        return self.beside.wanted.constants
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +237,7 @@ class Stretch:
         wanted = Part.of(part.graph, range(len(part.graph.nodes)), part.constants)
         got = Part.of(graph, self.origin.nodes, self.alignment.candidate.constants)
         sources = {name: frozenset(self._holders(value)) for name, value in fresh.inputs.items()}
-        return Comparison(fresh, tuple(differences(wanted, got, sources)), wanted.constants)
+        return Comparison(fresh, Beside(wanted, got, sources))
 
     def splice(self, fresh: Lowered) -> Splice | None:
         """The change that puts fresh nodes in place of the accused ones; None where an input is nowhere in the file."""

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from layerdiff.align.weights import Tie
-from layerdiff.diagnose.difference import RESHAPING
+from layerdiff.diagnose.parts import MOVING, RESHAPING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from layerdiff.diagnose.stretch import Stretch
     from layerdiff.graph import Graph, Node
 
+    Array = np.ndarray[Any, Any]
+
 MASKED = -1e4
 """Numbers below this stand for minus infinity."""
+
+_ROOTS = frozenset({"Sqrt", "Reciprocal", "Pow", "Log", "Rsqrt", "Div"})
 
 SKIPPED = 8
 """So many nodes at most may lie between two tensors for one to be the other without an operator or a small layer."""
@@ -32,35 +36,78 @@ class Wire:
     decided: bool = True
 
 
-def wire(stretch: Stretch, got: str, wanted: Iterable[str]) -> Wire:
-    """What it means that a node reads `got` and not one of the tensors that hold the right value.
+def wire(stretch: Stretch, got: str, wanted: Iterable[str], readers: Iterable[tuple[int, int]] = frozenset()) -> Wire:
+    """What it means that `readers` (node and slot) read `got` and not one of the tensors that hold the right value.
 
-    Where the right one is computed from the other by a few nodes, those were left out. Where both are made by one kind
-    of layer from one tensor, exchanged wires and exchanged weights are the same graph; names alone tell.
+    Where the right one is computed from the other by a few nodes, those were left out; where it is the other way round
+    and nothing else reads what they make, they were put in. Where both are made by one kind of layer from one tensor,
+    exchanged wires and exchanged weights are the same graph; names alone tell.
     """
-    graph = stretch.alignment.candidate.graph
+    graph, edges = stretch.alignment.candidate.graph, set(readers)
+    paired = stretch.alignment.forced()  # what is the model's own is not put in
+    alone = got not in {port.name for port in graph.outputs} and edges.issuperset(graph.consumers.get(got, ()))
+    read = {name for reader, _ in edges if reader >= 0 for name in graph.nodes[reader].inputs}
     for tensor in sorted(wanted):
-        skipped = _path(graph, got, tensor)
+        if tensor in read:  # in another slot
+            return Wire("order")
+        skipped = between(graph, got, tensor)
         computing = [node for node in skipped if node.op not in RESHAPING]
-        if computing and all(node.op == "Transpose" for node in computing):
-            return Wire("layout", "Transpose is left out")
-        if computing and all(_masks(stretch, node) for node in computing):
-            return Wire("masking", f"{computing[0].op} is left out")
+        if any(node.index == reader for node in skipped for reader, _ in edges):
+            return Wire("order", f"{_ops(computing)} stand in another order")
         if computing:
-            return Wire("dropped-op", f"{', '.join(dict.fromkeys(n.op for n in computing))} is left out")
+            cause = _left_out(stretch, computing, {graph.nodes[reader].op for reader, _ in edges if reader >= 0})
+            return Wire(cause, f"{_ops(computing)} is left out")
+        inserted = between(graph, tensor, got) if alone else []
+        if inserted and not any(name in paired for node in inserted for name in node.outputs):
+            cause = _put_in(stretch, inserted)
+            return Wire(cause, f"{_ops(inserted)} is put in between")
         twins = _twins(stretch, got, tensor)
         if twins is not None:
             return twins
     return Wire("order")
 
 
-def _masks(stretch: Stretch, node: Node) -> bool:
+def _ops(nodes: Iterable[Node]) -> str:
+    return ", ".join(dict.fromkeys(node.op for node in nodes))
+
+
+def _left_out(stretch: Stretch, nodes: Sequence[Node], readers: set[str]) -> str:
+    if all(node.op == "Transpose" for node in nodes):
+        return "layout"
+    if all(masks(node, _arrays(stretch, node)) for node in nodes):
+        return "masking"
+    small = len(nodes) == 1 and nodes[0].op == "Add" and under_a_root(_arrays(stretch, nodes[0]), readers)
+    return "epsilon" if small else "dropped-op"
+
+
+def _put_in(stretch: Stretch, nodes: Sequence[Node]) -> str:
+    ops = {node.op for node in nodes}
+    if ops <= MOVING:
+        return "layout"
+    if ops <= {"Cast", "Identity"}:
+        return "precision"
+    if any("QuantizeLinear" in op for op in ops):
+        return "quantization"
+    masking = ops <= {"Where", "Add", "Not", "And", "Or"} and any(masks(node, _arrays(stretch, node)) for node in nodes)
+    return "masking" if masking else "extra-op"
+
+
+def under_a_root(arrays: Iterable[Array], readers: Iterable[str]) -> bool:
+    """Whether a small number is added just before a root, a reciprocal or a logarithm: an epsilon."""
+    small = any(array.size == 1 and 0 < abs(float(array.reshape(-1)[0])) < 1 for array in arrays)
+    return small and not _ROOTS.isdisjoint(readers)
+
+
+def masks(node: Node, constants: Iterable[Array]) -> bool:
     """Whether a node puts a mask's huge negative numbers in."""
-    arrays = [array for name in node.inputs if (array := stretch.constant(name)) is not None]
-    return node.op in ("Where", "Add") and any(a.dtype.kind == "f" and np.any(a < MASKED) for a in arrays)
+    return node.op in ("Where", "Add") and any(a.dtype.kind == "f" and np.any(a < MASKED) for a in constants)
 
 
-def _path(graph: Graph, source: str, target: str) -> list[Node]:
+def _arrays(stretch: Stretch, node: Node) -> list[Array]:
+    return [array for name in node.inputs if (array := stretch.constant(name)) is not None]
+
+
+def between(graph: Graph, source: str, target: str) -> list[Node]:
     """The nodes on the way from one tensor to another, in order; none where there is no way or a long one."""
     reached: set[int] = set()
     todo = [target]
@@ -106,10 +153,9 @@ def _weighted(stretch: Stretch, tensor: str) -> Node | None:
         if index is None:
             return None
         node = graph.nodes[index]
-        if any(key[0] == index and Tie.EXACT in ties.values() for key, ties in stretch.alignment.tied.items()):
-            arrays = [array for name in node.inputs if (array := stretch.constant(name)) is not None]
-            if any(array.ndim > 1 for array in arrays):
-                return node
+        tied = any(k[0] == index and Tie.EXACT in ties.values() for k, ties in stretch.alignment.tied.items())
+        if tied and any(array.ndim > 1 for array in _arrays(stretch, node)):
+            return node
         rest = [name for name in node.inputs if name and name not in graph.constant]
         if len(rest) != 1:
             return None

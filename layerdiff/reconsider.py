@@ -1,0 +1,91 @@
+"""Take back pairs that accuse the innocent, and look for the origins again.
+
+Behind a fault some pairs rest on structure alone. A wrong one makes a layer look wrong and its readers by the inverse;
+put right on its own, it makes an output wrong that was right. Nothing else is needed to know it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from layerdiff.heal import injection_at
+from layerdiff.localise import find_origins
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from layerdiff.align import Alignment
+    from layerdiff.localise import Origin
+    from layerdiff.outputs import OutputPairs
+    from layerdiff.precision import Rounded
+
+MOST = 6
+"""Origins of which each is doubted; every doubt costs a run of the graph."""
+
+ROUNDS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """Where the graph goes wrong, and the pairs by which that was found."""
+
+    alignment: Alignment
+    origins: list[Origin]
+    rounded: list[Rounded]
+
+
+def located(alignment: Alignment, outputs: OutputPairs) -> Located:
+    """The origins, found again without the pairs that the final outputs contradict."""
+    found = Located(alignment, *find_origins(alignment))
+    for _ in range(ROUNDS):
+        doubtful = doubted(found, outputs)
+        if not doubtful:
+            break
+        fresh = found.alignment.without(doubtful)
+        again = Located(fresh, *find_origins(fresh))
+        if not 0 < len(again.origins) < len(found.origins) or not _healed(fresh, again.origins, outputs):
+            break
+        found = again
+    return found
+
+
+def doubted(found: Located, outputs: OutputPairs) -> frozenset[int]:
+    """The values of pairs that are wrong for all that is known; none where there is one origin, or many."""
+    origins, proposed = found.origins, found.alignment.proposed
+    if not 1 < len(origins) <= MOST or found.rounded or outputs.all_agree(found.alignment.candidate.tapped):
+        return frozenset()
+    passed_on = {origin.value for origin in origins if origin.inserted}
+    open_to_doubt = [
+        origin
+        for origin in origins
+        if not origin.inserted
+        and origin.slot.edges is None
+        and origin.value in proposed
+        and proposed[origin.value].tensor == origin.slot.tensor
+    ]
+    # What stands behind a wrong tensor and changes it is not inserted: the layer ends further on.
+    behind = frozenset(origin.value for origin in open_to_doubt if origin.value in passed_on)
+    return behind or _contradicted(found.alignment, origins, open_to_doubt, outputs)
+
+
+def _contradicted(
+    alignment: Alignment, origins: Sequence[Origin], doubtful: Sequence[Origin], outputs: OutputPairs
+) -> frozenset[int]:
+    """Those that are not needed for the outputs to agree, and keep them from it when they alone are healed besides."""
+    if not doubtful or not _healed(alignment, origins, outputs):
+        return frozenset()
+    needed = list(origins)
+    for origin in origins:
+        fewer = [one for one in needed if one is not origin]
+        if fewer and _healed(alignment, fewer, outputs):
+            needed = fewer
+    spare = [origin for origin in doubtful if origin not in needed]
+    return frozenset(o.value for o in spare if not _healed(alignment, [*needed, o], outputs))
+
+
+def _healed(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) -> bool:
+    if not all(origin.provable for origin in origins):
+        return False
+    injections = [injection_at(alignment, origin) for origin in origins]
+    return outputs.all_agree(alignment.candidate.outputs_with(injections))
