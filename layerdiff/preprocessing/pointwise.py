@@ -60,8 +60,8 @@ def _without_blur(found: Relation, samples: tuple[Array, Array]) -> Iterator[Rel
     yield replace(found, gain=np.ones(count), bias=np.zeros(count))
     yield from nearest_known(found, samples[1])
     middles = samples[1][list(order)].mean(axis=1)
-    exchanged = sorted(order) == list(range(count)) and all(order[order[k]] == k for k in range(count))
-    if exchanged:
+    straight = list(range(count))
+    if sorted(order) == straight and list(order) != straight and [order[k] for k in order] == straight:
         # Channels exchanged before one norm: doing it twice does nothing.
         ratios = np.sqrt(np.abs(found.gain / found.gain[list(order)]))
         yield replace(found, gain=ratios, bias=(found.bias - ratios * found.bias[list(order)]) / 2)
