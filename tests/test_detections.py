@@ -388,6 +388,27 @@ def test_logits_are_decoded_as_yolov5_and_yolov8_do() -> None:
     assert decode_yolov8([peaked])[0, :4, 0] == pytest.approx([4 - 4, 4 + 12, 40, 40])
 
 
+def test_logits_of_four_axes_are_those_of_yolov5_where_their_channels_say_so() -> None:
+    rng = np.random.default_rng(0)
+    maps = [rng.normal(-2, 2, (1, 3, side, side, 7)) for side in (8, 4, 2)]
+    flat = [m.transpose(0, 1, 4, 2, 3).reshape(1, 21, *m.shape[2:4]) for m in maps]
+    assert compare_detections(maps, flat).agrees
+    assert len(compare_detections(maps, flat).matches) > 0
+
+
+def test_a_model_that_gives_its_logits_with_the_decoded_head_is_read_as_the_head(raw: np.ndarray) -> None:
+    logits = [torch.zeros(len(raw), 3, side, side, 7) for side in (8, 4, 2)]
+    assert compare_detections((torch.from_numpy(raw), logits), raw).agrees
+    assert compare_detections(raw, raw, raw=(torch.from_numpy(raw), logits)).agrees
+
+
+def test_a_raw_head_that_is_not_finite_is_told(raw: np.ndarray) -> None:
+    compared = compare_detections(raw, np.full_like(raw, np.nan))
+    assert not compared.agrees
+    assert "the actual side holds" in compared.verdict
+    assert "look at the network first" in compared.verdict
+
+
 # What does not fit
 
 
@@ -402,6 +423,10 @@ def test_logits_are_decoded_as_yolov5_and_yolov8_do() -> None:
         ("nowhere.json", "no such file"),
         ([{"bbox": [1, 2, 3]}], "boxes are numbers"),
         ({"annotations": [3]}, "not COCO detections"),
+        ([np.zeros((1, 20, 4, 4))] * 3, "neither YOLOv5's"),
+        ([np.zeros((1, 3, 4, 4, 8))] * 2, "3 scales, got 2 maps"),
+        ([np.zeros((1, 3, 4, 4, 8)), np.zeros((1, 67, 4, 4))], "as many axes"),
+        (np.zeros((0, 400, 8)), "of no image"),
     ],
 )
 def test_what_is_no_detection_is_refused(source: Any, words: str) -> None:

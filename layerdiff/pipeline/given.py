@@ -9,7 +9,7 @@ import numpy as np
 
 from layerdiff.errors import InputError
 from layerdiff.pipeline.found import Detections
-from layerdiff.pipeline.reading import Side, in_pixels, read_heads, read_side
+from layerdiff.pipeline.reading import Side, first_output, in_pixels, read_heads, read_side
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,6 +48,9 @@ def read_both(expected: Any, actual: Any, raw: Any, image_size: Any) -> Given:
 
     """
     left, right = (read_side(side, name) for side, name in ((expected, "expected"), (actual, "actual")))
+    for side, name in ((left, "expected"), (right, "actual")):
+        if not side.images:
+            raise InputError(f"{name}: of no image; for an image without detections give an array of shape (0, 6)")
     heads = _heads(raw, left, right)
     left, right = in_pixels(left, image_size, "expected"), in_pixels(right, image_size, "actual")
     images = _paired(left, right)
@@ -58,6 +61,7 @@ def read_both(expected: Any, actual: Any, raw: Any, image_size: Any) -> Given:
 def _heads(raw: Any, left: Side, right: Side) -> tuple[Heads, Heads]:
     if raw is None:
         return (left.heads, right.heads) if left.heads is not None and right.heads is not None else (None, None)
+    raw = first_output(raw)
     pair = raw if isinstance(raw, (tuple, list)) and len(raw) == 2 and np.ndim(raw[0]) != 4 else (raw, raw)
     heads = [read_heads(one, name) for one, name in zip(pair, ("raw[0]", "raw[1]"), strict=True)]
     for found, side, name in zip(heads, (left, right), ("expected", "actual"), strict=True):

@@ -25,6 +25,10 @@ YOLOV5_ANCHORS = (
 )
 
 
+BINS = 16
+_COCO = 3 * (5 + 80)  # channels of one scale of YOLOv5 for the classes of COCO
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
     """One image's decoded head: `boxes` (n, 4) corners, `objectness` (n,) or None, `classes` (n, c), in [0, 1]."""
@@ -32,6 +36,12 @@ class Head:
     boxes: Array
     objectness: Array | None
     classes: Array
+
+    @property
+    def holes(self) -> int:
+        """How many of its numbers are NaN or infinite."""
+        parts = (self.boxes, self.classes, *(() if self.objectness is None else (self.objectness,)))
+        return sum(int(np.count_nonzero(~np.isfinite(part))) for part in parts)
 
     @property
     def scores(self) -> Array:
@@ -65,6 +75,40 @@ def heads_of(array: Array, where: str) -> list[Head]:
     return [Head(corners(rows[:, :4], BoxFormat.CXCYWH), rows[:, 4], rows[:, 5:]) for rows in batch]
 
 
+def decoded(maps: Sequence[Array], where: str) -> Array:
+    """The head that YOLOv5 or YOLOv8 makes of its logits, one map per scale.
+
+    (B, 3, H, W, 5 + classes) is YOLOv5's, and so is (B, 3 * (5 + classes), H, W) where it has fewer than YOLOv8's 64
+    channels for the box, or the 255 of the 80 classes of COCO; all else of four axes is YOLOv8's.
+
+    Raises
+    ------
+    InputError
+        Maps of no such shape, or of YOLOv5 with another number of scales than there are anchors for.
+
+    """
+    shapes = [np.shape(one) for one in maps]
+    channels = {shape[-1] if len(shape) == 5 else shape[1] for shape in shapes}
+    if len({len(shape) for shape in shapes}) != 1 or len(channels) != 1:
+        raise InputError(f"{where}: maps of one head have as many axes and channels each, got shapes {shapes}")
+    count = channels.pop()
+    if len(shapes[0]) == 4 and (count <= 4 * BINS or count == _COCO):
+        if count % 3 or count < 18:
+            raise InputError(
+                f"{where}: logits of shape {shapes[0]} are neither YOLOv5's, with 3 * (5 + classes) channels, nor "
+                "YOLOv8's, with 64 + classes. Decode other heads into arrays of x1, y1, x2, y2, score, class"
+            )
+        maps = [np.moveaxis(np.reshape(m, (len(m), 3, count // 3, *np.shape(m)[2:])), 2, -1) for m in maps]
+    elif len(shapes[0]) == 4:
+        return decode_yolov8(maps)
+    if len(maps) != len(YOLOV5_ANCHORS):
+        raise InputError(
+            f"{where}: YOLOv5's anchors are for {len(YOLOV5_ANCHORS)} scales, got {len(maps)} maps; "
+            "decode them with the model's own anchors and give the decoded head"
+        )
+    return decode_yolov5(maps)
+
+
 def decode_yolov5(
     maps: Sequence[Array], anchors: Sequence[Sequence[Sequence[float]]] = YOLOV5_ANCHORS, strides: Sequence[int] = ()
 ) -> Array:
@@ -84,7 +128,7 @@ def decode_yolov5(
     return np.concatenate(rows, 1)
 
 
-def decode_yolov8(maps: Sequence[Array], strides: Sequence[int] = (), bins: int = 16) -> Array:
+def decode_yolov8(maps: Sequence[Array], strides: Sequence[int] = (), bins: int = BINS) -> Array:
     """The head (B, 4 + classes, N) that YOLOv8 makes of its logits, one map (B, 4 * bins + classes, H, W) per scale.
 
     Each side's distance is the expected value of a softmax over `bins` (distribution focal loss, as in

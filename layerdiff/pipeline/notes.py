@@ -39,7 +39,7 @@ def notes(
     told = dict.fromkeys(relation.detail for relation in relations if relation.detail)
     found_notes = [f"{detail[0].upper()}{detail[1:]}." for detail in told]
     more = (_classes(compared), _scores(compared), _other_score(compared, heads), _lost(found, compared))
-    return (*found_notes, *filter(None, more), *_odd(compared))
+    return (*found_notes, *filter(None, more), *_odd(compared), *_holes(heads))
 
 
 def _classes(compared: DetectionComparison) -> str:
@@ -133,3 +133,13 @@ def _odd(compared: DetectionComparison) -> list[str]:
         if flat:
             told.append(f"{flat} boxes of the {name} side have no area.")
     return told
+
+
+def _holes(heads: tuple[Sequence[Head] | None, Sequence[Head] | None]) -> list[str]:
+    """Raw output that is not finite: nothing that follows it can be right."""
+    counts = [sum(head.holes for head in every or ()) for every in heads]
+    return [
+        f"The raw output of the {side} side holds {count} numbers that are not finite: look at the network first."
+        for side, count in zip(("expected", "actual"), counts, strict=True)
+        if count
+    ]

@@ -13,7 +13,7 @@ import numpy as np
 from layerdiff.errors import InputError
 from layerdiff.pipeline.boxes import BoxFormat, corners
 from layerdiff.pipeline.found import NOTHING, Detections
-from layerdiff.pipeline.heads import decode_yolov5, decode_yolov8, heads_of
+from layerdiff.pipeline.heads import decoded, heads_of
 from layerdiff.pipeline.nms import NmsSettings, detect
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def read_side(source: Any, where: str) -> Side:
         Not detections in any form that is known.
 
     """
-    source = _numbers(source)
+    source = first_output(_numbers(source))
     if isinstance(source, (str, Path)):
         return _file(Path(source), where)
     if isinstance(source, np.ndarray):
@@ -75,14 +75,14 @@ def read_side(source: Any, where: str) -> Side:
 
 def read_heads(source: Any, where: str) -> tuple[Head, ...]:
     """The heads of a raw output: an array, a path, or a list of per-scale logits, one head per image."""
-    source = _numbers(source)
+    source = first_output(_numbers(source))
     if isinstance(source, (str, Path)):
         source = _arrays(Path(source), where)
     if isinstance(source, Mapping):
         source = max((np.asarray(_numbers(v)) for v in source.values()), key=np.size)
     if _maps(source):
         maps = [np.asarray(_numbers(one)) for one in source]
-        return tuple(heads_of(decode_yolov5(maps) if maps[0].ndim == 5 else decode_yolov8(maps), where))
+        return tuple(heads_of(decoded(maps, where), where))
     if isinstance(source, Sequence):
         return tuple(head for number, one in enumerate(source) for head in read_heads(one, f"{where}[{number}]"))
     array = np.asarray(source)
@@ -115,6 +115,15 @@ def _numbers(value: Any) -> Any:
     if isinstance(value, np.ndarray) or not hasattr(value, "detach"):
         return value
     return value.detach().cpu().numpy()
+
+
+def first_output(source: Any) -> Any:
+    """The decoded head where a YOLO model gave it with its logits, as it does in eval mode; anything else as it is."""
+    if not isinstance(source, (tuple, list)) or len(source) != 2 or isinstance(source[1], (str, Path)):
+        return source
+    first = getattr(source[0], "shape", ())
+    behind = isinstance(source[1], Mapping) or _maps(source[1])
+    return _numbers(source[0]) if len(first) == 3 and behind else source
 
 
 def _kind(value: Any) -> str:
