@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -112,6 +113,19 @@ def test_a_threshold_is_named_by_stages_that_show_it_and_by_stages_that_do_not(
     assert found.first_divergence.stage == stage
     assert [m.setting for m in found.first_divergence.mismatches] == [setting]
     assert found.first_divergence.mismatches[0].verified
+    assert found.proven
+
+
+@pytest.mark.parametrize("library", [Library.OPENCV, Library.NUMPY])
+def test_an_exif_orientation_that_one_side_leaves_out_is_a_setting(library: Library, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = tmp_path / "turned.jpg"
+    Image.fromarray(scenes()[1]).save(path, quality=95, exif=exif)
+    assert ReadImage(library)(path).shape == cv2.imread(str(path)).shape
+    sides = [stages(VAL) | {"decoded": ReadImage(library, exif=used)} for used in (True, False)]
+    found = compare_pipelines(*sides, path)
+    assert [(m.setting, m.expected, m.actual) for m in found.first_divergence.mismatches] == [("exif", True, False)]
     assert found.proven
 
 
@@ -414,7 +428,7 @@ def test_the_libraries_suppress_alike(*, agnostic: bool) -> None:
 
 
 def test_pixels_refuses_what_is_no_image() -> None:
-    for wrong in (np.zeros((5, 4, 7)), np.zeros(3), np.zeros((2, 2), complex)):
+    for wrong in (np.zeros((5, 4, 7)), np.zeros(3), np.zeros((2, 2), complex), np.full((8, 8, 3), np.nan)):
         with pytest.raises(InputError, match="no image"):
             pixels(wrong)
 

@@ -86,6 +86,11 @@ def _array(pixels: Array) -> Source:
         raise InputError(
             f"image: an array of {pixels.dtype} and shape {pixels.shape} is no picture; give (H, W, 3) in RGB or (H, W)"
         )
+    if pixels.dtype.kind == "f" and not np.all(np.isfinite(pixels)):
+        count = int(np.count_nonzero(~np.isfinite(pixels)))
+        raise InputError(
+            f"image: {count} numbers of the array {pixels.shape} are not finite; give the picture as it was"
+        )
     if pixels.ndim == 2:
         pixels = pixels[:, :, None]
     if pixels.shape[2] not in (1, 3, 4) and pixels.shape[0] in (1, 3, 4):

@@ -82,8 +82,13 @@ def _eight_bits(array: Array) -> Array:
     if array.dtype.kind == "b":
         return array.astype(np.uint8) * 255
     if array.dtype.kind == "f":
-        top = 1.0 if float(np.nanmax(array)) <= 1.0 else 255.0
-        return np.asarray(np.clip(np.nan_to_num(array) * (255.0 / top) + 0.5, 0, 255)).astype(np.uint8)
+        if not np.all(np.isfinite(array)):
+            count = int(np.count_nonzero(~np.isfinite(array)))
+            raise InputError(
+                f"an array {array.shape} of {array.dtype} is no image: {count} of its numbers are not finite"
+            )
+        top = 1.0 if float(array.max()) <= 1.0 else 255.0
+        return np.asarray(np.clip(array * (255.0 / top) + 0.5, 0, 255)).astype(np.uint8)
     if array.dtype == np.uint8:
         return array
     return np.asarray(np.clip(array >> 8 if array.dtype.itemsize > 1 and array.max() > 255 else array, 0, 255)).astype(
@@ -93,10 +98,14 @@ def _eight_bits(array: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class ReadImage:
-    """A path or an array (RGB) as (H, W, 3) of uint8, in RGB or, with `bgr`, in OpenCV's order."""
+    """A path or an array (RGB) as (H, W, 3) of uint8, in RGB or, with `bgr`, in OpenCV's order.
+
+    `exif` turns the picture as its EXIF orientation says, which ``cv2.imread`` does and ``PIL.Image.open`` does not.
+    """
 
     library: Library = Library.OPENCV
     bgr: bool = False
+    exif: bool = True
 
     def __call__(self, image: Any) -> Array:
         """The image."""
@@ -105,14 +114,17 @@ class ReadImage:
 
     def _file(self, path: Path) -> Array:
         if self.library is Library.OPENCV:
-            found = opencv().imread(str(path), opencv().IMREAD_UNCHANGED)
+            cv2 = opencv()
+            as_stored = 0 if self.exif else cv2.IMREAD_IGNORE_ORIENTATION
+            found = cv2.imread(str(path), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_ANYCOLOR | as_stored)
             if found is None:
                 raise InputError(f"{path}: OpenCV cannot read this image")
             return found if found.ndim == 2 else np.asarray(found[..., [2, 1, 0]])
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         with Image.open(path) as image:
-            return np.asarray(image if image.mode in ("RGB", "L", "RGBA", "I;16", "I") else image.convert("RGB"))
+            made = image if image.mode in ("RGB", "L", "RGBA", "I;16", "I") else image.convert("RGB")
+            return np.asarray(ImageOps.exif_transpose(made) if self.exif else made)
 
 
 @dataclass(frozen=True, slots=True)
