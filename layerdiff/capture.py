@@ -176,6 +176,8 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._in_hook:
             return func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default and not isinstance(args[0], torch.Tensor):  # noqa: SLF001
+            return args[0]  # TorchScript's own numbers arrive as numbers, which the operator does not take
         if isinstance(func, HigherOrderOperator):
             return self._control_flow(func, args, kwargs)
         if is_composite(func):  # where autograd is off altogether, as in a branch, torch leaves this to us

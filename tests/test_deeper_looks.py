@@ -12,6 +12,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 from torch import nn
+from torch.ao.quantization import QConfigMapping, get_default_qconfig
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 import layerdiff
 from demo.detector import ANCHORS, STRIDES, load
@@ -178,19 +180,43 @@ def test_healing_the_broken_layer_brings_the_precision_back(exports: tuple[Path,
     assert "model.18.bn costs most" in study.verdict
 
 
-@pytest.mark.slow
-def test_a_scripted_model_with_weights_of_few_bits_is_studied_like_a_file() -> None:
-    model = load()
-    half = copy.deepcopy(model)
-    with torch.no_grad():
-        for parameter in half.parameters():
-            parameter.copy_(torch.round(parameter * 64) / 64)
+class OneScale(nn.Module):
+    """A head of one scale with one class: enough of a detector to be quantised in a moment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.act, self.conv = nn.Conv2d(3, 8, 8, 8), nn.ReLU(), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(self.act(self.stem(x))).flatten(2).transpose(1, 2).sigmoid()
+        return torch.cat([y[..., :4] * 100.0, y[..., 4:] * 1.0], -1)
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["traced", "saved and loaded"])
+def test_a_quantised_torchscript_model_is_studied_like_a_file(tmp_path: Path, *, loaded: bool) -> None:
+    model = OneScale().eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        scripted = torch.jit.trace(half, IMAGES[0])
-    study = precision_study(model, scripted, IMAGES[:1])
+        torch.backends.quantized.engine = "x86"
+        prepared = prepare_fx(copy.deepcopy(model), QConfigMapping().set_global(get_default_qconfig("x86")), IMAGES[:1])
+        prepared(IMAGES[0])
+        scripted = torch.jit.trace(convert_fx(prepared), IMAGES[0], check_trace=False)
+        if loaded:
+            torch.jit.save(scripted, str(tmp_path / "int8.pt"))
+            scripted = torch.jit.load(str(tmp_path / "int8.pt"))
+        study = precision_study(model, scripted, IMAGES[:1])
+    assert study.ap_reference == pytest.approx(1)
     assert 0 <= study.ap < 1
-    assert study.layers
+    assert all(10 < layer.introduced_db < 60 for layer in study.layers)
+    assert {"stem", "conv"} & {layer.layer for layer in study.layers}
+
+
+def test_a_torchscript_model_with_numbers_in_it_agrees_with_its_module() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scripted = torch.jit.trace(OneScale().eval(), IMAGES[0])
+        assert layerdiff.trace(OneScale().eval(), scripted, IMAGES[0], progress=False).agrees
 
 
 def test_other_labels_than_images_are_refused(exports: tuple[Path, Path]) -> None:

@@ -82,14 +82,20 @@ def _lying(recipe: Recipe) -> Recipe:
     """A recipe with its frame as it would lie if the picture had not been turned.
 
     A picture that is turned after it was placed was placed as it lay before: there what is odd keeps its side. One that
-    is turned before and placed then keeps it, too, by its own lights.
+    is turned before and placed then keeps it, too, by its own lights; but a letterbox that lies at no usual place so,
+    and does where it was turned at the end, was turned at the end.
     """
-    turn, frame = recipe.before, recipe.frame
-    if recipe.after.still:
-        turn = Turn(transpose=turn.transpose)
+    if not recipe.after.still:
+        return _unturned(recipe, recipe.before)
+    first, last = (_unturned(recipe, turn) for turn in (Turn(transpose=recipe.before.transpose), recipe.before))
+    return last if _corner(first) == "elsewhere" != _corner(last) else first
+
+
+def _unturned(recipe: Recipe, turn: Turn) -> Recipe:
+    """A recipe with its frame as it lies before a turn."""
     if turn.still:
         return recipe
-    swap = turn.transpose
+    frame, swap = recipe.frame, turn.transpose
     size, canvas = (pair[::-1] if swap else pair for pair in (frame.size, frame.canvas))
     full = recipe.source.shown(STILL).shape[:2]
     cut, window, target = (

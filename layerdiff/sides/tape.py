@@ -121,7 +121,11 @@ def _packed_weights(model: nn.Module, path: str) -> dict[str, Array]:
     try:
         module: Any = model.get_submodule(path)
         weight = module.weight()
-    except (AttributeError, TypeError):  # no such method, or a weight that is a plain tensor
+    except (
+        AttributeError,
+        TypeError,
+        RuntimeError,
+    ):  # no such method, a weight that is a plain tensor, a scripted module
         return {}
     array = weight.detach().int_repr().cpu().numpy() if weight.is_quantized else to_array(weight)
     return {} if array is None else {f"{path}.weight": array}
