@@ -120,7 +120,7 @@ def _one(expected: Array, actual: Array, image: Any) -> InputComparison:
         expected, actual = (
             np.where(hole, 0, x).astype(x.dtype) for hole, x in zip(holes, (expected, actual), strict=True)
         )
-    if is_wave(expected) and is_wave(actual):
+    if is_wave(expected) and (is_wave(actual) or (actual.ndim == 2 and is_wave(actual.T))):
         return told(compare_waves(expected, actual, limit) or unrelated(expected, actual), limit, expected)
     if not readings(expected.shape) or not readings(actual.shape):
         return _shapes(expected, actual, limit)

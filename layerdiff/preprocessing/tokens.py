@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from layerdiff.preprocessing.comparison import InputMismatch
+from layerdiff.preprocessing.token_rows import row_changes
 
 Array = np.ndarray[Any, Any]
 Inputs = Mapping[str, Array]
-
-_MOST_SPECIAL = 4  # special tokens that a template puts at one end
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +33,9 @@ class Rows:
 
 def are_tokens(expected: Inputs, actual: Inputs) -> bool:
     """Whether these are inputs of a text model: whole numbers in rows, none of them a picture."""
-    both = [*expected.values(), *actual.values()]
-    return all(a.dtype.kind in "iub" and a.ndim in (1, 2) for a in both) and not all(a.dtype == np.uint8 for a in both)
+    both = [*expected.items(), *actual.items()]
+    whole = all((a.dtype.kind in "iub" or "mask" in name) and a.ndim in (1, 2) for name, a in both)
+    return whole and not all(a.dtype == np.uint8 or a.dtype.kind == "f" for _, a in both)
 
 
 def compare_tokens(expected: Inputs, actual: Inputs) -> tuple[InputMismatch, ...]:
@@ -45,6 +45,10 @@ def compare_tokens(expected: Inputs, actual: Inputs) -> tuple[InputMismatch, ...
     rebuilt: Array | None = None
     if ours is not None and theirs is not None:
         e, a = expected[ours], actual[theirs]
+        order = _row_order(e, a)
+        if order is not None:
+            found, actual = _reordered(order, (ours, theirs), expected, actual)
+            a = actual[theirs]
         if e.shape != a.shape or not np.array_equal(e, a):
             steps = _of_rows(_rows(e, _mask(expected)), _rows(a, _mask(actual)), ours)
             found += steps
@@ -73,6 +77,41 @@ def _ids(inputs: Inputs) -> str | None:
 
 def _mask(inputs: Inputs) -> Array | None:
     return next((array != 0 for name, array in inputs.items() if "attention_mask" in name), None)
+
+
+def _row_order(expected: Array, actual: Array) -> list[int] | None:
+    """Which rows of the candidate are the expected ones, where it has the same in another order; else None."""
+    if expected.ndim != 2 or expected.shape != actual.shape or np.array_equal(expected, actual):
+        return None
+    places: dict[bytes, list[int]] = {}
+    for n, row in enumerate(actual.astype(np.int64)):
+        places.setdefault(row.tobytes(), []).append(n)
+    found = [places.get(row.tobytes(), []) for row in expected.astype(np.int64)]
+    return [place.pop(0) for place in found] if all(map(len, places.values())) and _each_once(found) else None
+
+
+def _each_once(found: list[list[int]]) -> bool:
+    """Whether every row has a place of its own: equal rows share a list of as many places."""
+    counts = Counter(id(place) for place in found)
+    return all(len(place) == counts[id(place)] for place in found)
+
+
+def _reordered(
+    order: list[int], ids: tuple[str, str], expected: Inputs, actual: Inputs
+) -> tuple[list[InputMismatch], dict[str, Array]]:
+    """The rows in another order, and the candidate's inputs with the rows as they are wanted where that is all."""
+    found, right = [], dict(actual)
+    for name, array in actual.items():
+        wanted = expected.get(ids[0] if name == ids[1] else name)
+        moved = array[order] if array.ndim and len(array) == len(order) else array
+        if wanted is not None and wanted.shape == moved.shape and np.array_equal(wanted, moved):
+            right[name] = moved
+            if not np.array_equal(wanted, array):
+                told = ids[0] if name == ids[1] else name
+                text = f"the rows are in another order: wanted {', '.join(map(str, order[:12]))}"
+                parameters = {"how": "row-order", "order": order}
+                found.append(InputMismatch("tokens", parameters, f"x = x[{order}]", text, verified=True, name=told))
+    return found, right
 
 
 def _rows(ids: Array, mask: Array | None) -> Rows:
@@ -113,7 +152,7 @@ def _of_rows(expected: Rows, actual: Rows, name: str) -> list[InputMismatch]:
         parameters = {"expected": len(expected.rows), "actual": len(actual.rows), "how": "rows"}
         return [InputMismatch("tokens", parameters, "", text, verified=False, name=name)]
     pairs = list(zip(expected.rows, actual.rows, strict=True))
-    changes = _changes(pairs, name)
+    changes = row_changes(pairs, name)
     padding = []
     if expected.setting != actual.setting and (changes or expected.setting != actual.setting):
         padding = [_padding(expected, actual, name)] if _matters(expected, actual, changes) else []
@@ -137,90 +176,6 @@ def _matters(expected: Rows, actual: Rows, changes: Sequence[InputMismatch]) -> 
         return False
     longest = max(len(row) for row in expected.rows) - max(len(row) for row in actual.rows)
     return not changes or expected.length - actual.length != longest
-
-
-def _changes(pairs: list[tuple[Array, Array]], name: str) -> list[InputMismatch]:
-    if all(np.array_equal(e, a) for e, a in pairs):
-        return []
-    for looked_for in (_special, _shorter, _shifted):
-        found = looked_for(pairs, name)
-        if found is not None:
-            return [found]
-    same = np.mean([_alike(e, a) for e, a in pairs])
-    if same < 0.2:
-        text = "the tokens are unrelated: another text, or another vocabulary"
-        return [InputMismatch("unrelated", {"alike": round(float(same), 3)}, "", text, verified=False, name=name)]
-    text = f"{same:.0%} of the tokens are the same: another tokeniser, normalisation or text"
-    parameters = {"how": "tokeniser", "alike": round(float(same), 3)}
-    return [InputMismatch("tokens", parameters, "", text, verified=False, name=name)]
-
-
-def _alike(expected: Array, actual: Array) -> float:
-    common = sum((Counter(expected.tolist()) & Counter(actual.tolist())).values())
-    return common / max(len(expected), len(actual), 1)
-
-
-def _special(pairs: list[tuple[Array, Array]], name: str) -> InputMismatch | None:
-    """Tokens that every row has at its ends on one side only: those of a template such as [CLS] … [SEP]."""
-    for missing in (True, False):
-        first = pairs[0] if missing else pairs[0][::-1]
-        for before in range(_MOST_SPECIAL + 1):
-            after = len(first[0]) - len(first[1]) - before
-            if not 0 <= after <= _MOST_SPECIAL or before + after == 0:
-                continue
-            start, end = first[0][:before], first[0][len(first[0]) - after :]
-            sides = [(long, short) if missing else (short, long) for long, short in pairs]
-            if all(np.array_equal(long, np.r_[start, short, end]) for long, short in sides):
-                return _special_told(start.tolist(), end.tolist(), name, missing=missing)
-    return None
-
-
-def _special_told(start: list[int], end: list[int], name: str, *, missing: bool) -> InputMismatch:
-    text = f"special tokens are {'missing' if missing else 'added'}: {start} before and {end} behind every text"
-    if missing:
-        code = f"rows = [np.r_[{start}, row, {end}] for row in rows]"
-    else:
-        code = f"rows = [row[{len(start)} : len(row) - {len(end)}] for row in rows]"
-    parameters = {"how": "special-tokens", "before": start, "behind": end, "missing": missing}
-    return InputMismatch("tokens", parameters, code, text, verified=True, name=name)
-
-
-def _shorter(pairs: list[tuple[Array, Array]], name: str) -> InputMismatch | None:
-    """Rows that were cut off at a length on the candidate's side, or on the expected one."""
-    for cut in (True, False):
-        sides = [(e, a) if cut else (a, e) for e, a in pairs]
-        longest = max(len(short) for _, short in sides)
-        for kept in (0, 1):  # the last special token may be kept
-            fits = all(
-                np.array_equal(long, short)
-                or (
-                    len(short) == longest < len(long)
-                    and np.array_equal(short, np.r_[long[: longest - kept], long[len(long) - kept :]])
-                )
-                for long, short in sides
-            )
-            if fits:
-                whose = "the text" if cut else "the expected text"
-                parameters = {"how": "truncation", "length": longest, "truncated": "actual" if cut else "expected"}
-                end = f"row[len(row) - {kept} :]"
-                short = f"np.r_[row[: {longest - kept}], {end}] if len(row) > {longest} else row"
-                code = "" if cut else f"rows = [{short} for row in rows]"
-                text = f"{whose} is cut off at {longest} tokens"
-                return InputMismatch("tokens", parameters, code, text, verified=True, name=name)
-    return None
-
-
-def _shifted(pairs: list[tuple[Array, Array]], name: str) -> InputMismatch | None:
-    """Every number off by the same: a vocabulary that begins elsewhere."""
-    if any(len(e) != len(a) for e, a in pairs) or not sum(len(e) for e, _ in pairs):
-        return None
-    gaps = np.unique(np.concatenate([e.astype(np.int64) - a for e, a in pairs]))
-    if gaps.size != 1:
-        return None
-    by = int(gaps[0])
-    parameters = {"how": "offset", "offset": by}
-    text = f"every token number is off by {-by}"
-    return InputMismatch("tokens", parameters, f"rows = [row + {by} for row in rows]", text, verified=True, name=name)
 
 
 def _padding(expected: Rows, actual: Rows, name: str) -> InputMismatch:
@@ -275,6 +230,12 @@ def _of_mask(
     e, a = expected[name], actual[name]
     if padded and _follows(e, a, expected, actual, ids):
         return []
+    if e.shape == a.shape and a.dtype.kind == "f" and np.array_equal(a == 0, e != 0) and np.all(a <= 0):
+        text = f"{name} is added to the scores, 0 where it counts and {a.min():g} elsewhere; wanted 1 and 0"
+        return [_mask_told(name, "additive", text, f"x = (x == 0).astype(np.{e.dtype})")]
+    if e.shape == a.shape and e.ndim == 2 and "mask" in name and np.array_equal(e, a[:, ::-1]):
+        text = f"{name} is that of padding on the other side"
+        return [_mask_told(name, "other-side", text, "x = x[:, ::-1]")]
     if e.shape == a.shape and e.dtype.kind in "biu":
         whole = a.astype(np.int64)
         if np.array_equal(e.astype(np.int64), 1 - whole):

@@ -11,12 +11,14 @@ import numpy as np
 
 from layerdiff.preprocessing.casts import cast_between
 from layerdiff.preprocessing.chains import Chain, applied, gap
+from layerdiff.preprocessing.processed import alike, clipped, filtered, resampled_and_padded
 from layerdiff.preprocessing.steps import Step, lost
 
 Array = np.ndarray[Any, Any]
 
 _SHORTEST = 400
 _CHANNELS = 8
+_EDGE = 0.002  # the share of samples that may come out a level off
 
 
 def is_wave(array: Array) -> bool:
@@ -36,15 +38,16 @@ def compare_waves(expected: Array, actual: Array, limit: float) -> Chain | None:
     if rows is None:
         return None
     layout, x = rows
-    for steps in (_gained(expected, x), _moved(expected, x), _cast(expected, x)):
+    for exact in (_gained, _moved, _cast):
+        steps = exact(expected, x)
         chain = _checked((*layout, *steps), expected, actual, limit) if steps is not None else None
         if chain is not None:
             return chain
-    for lossy in (_quantised, _part):
+    for lossy in (_quantised, clipped, filtered, _part, _resampled, resampled_and_padded, alike):
         found = lossy(layout, expected, x, actual)
         if found is not None:
             return found
-    return _resampled(layout, expected, x, actual)
+    return None
 
 
 def _checked(steps: tuple[Step, ...], expected: Array, actual: Array, limit: float) -> Chain | None:
@@ -64,15 +67,44 @@ def _laid_out(expected: Array, actual: Array) -> tuple[tuple[Step, ...], Array] 
         return (Step("layout", parameters, text, f"x = x.reshape{shape}", lambda x: x.reshape(shape)),), actual.reshape(
             shape
         )
-    if actual.ndim >= 2 and rows == 1 and actual.shape[-2] == 2:
-        shape = (*wanted, actual.shape[-1])
-        text = "two channels, where their mean is wanted"
-        parameters = {"expected": "mono", "actual": "stereo", "how": "channels"}
-        step = Step(
-            "audio", parameters, text, f"x = x.mean(axis=-2).reshape{shape}", lambda x: x.mean(axis=-2).reshape(shape)
-        )
-        return (step,), step.apply(actual.astype(np.float64))
+    if actual.ndim == 2 and actual.shape[0] > 16 * actual.shape[1]:
+        parameters = {"expected": "CT", "actual": "TC", "how": "transpose"}
+        step = Step("layout", parameters, "channels are last, wanted first", "x = x.T", lambda x: x.T)
+        inner = _laid_out(expected, actual.T)
+        return None if inner is None else ((step, *inner[0]), inner[1])
+    if actual.ndim >= 2 and rows == 1 and actual.shape[-2] <= _CHANNELS:
+        return _mono(expected, actual)
     return None
+
+
+def _mono(expected: Array, actual: Array) -> tuple[tuple[Step, ...], Array]:
+    """One channel of several: their mean, or the one that is like the expected sound."""
+    shape, count = (*expected.shape[:-1], actual.shape[-1]), actual.shape[-2]
+    e = expected.ravel().astype(np.float64)
+    channels = [np.take(actual, n, axis=-2).ravel().astype(np.float64) for n in range(count)]
+    scores = [_correlation(e, sound) for sound in (sum(channels) / count, *channels)]
+    best = int(np.argmax(np.abs(scores)))
+    parameters: dict[str, Any] = {"expected": "mono", "actual": "stereo" if count == 2 else count, "how": "channels"}
+    if best == 0 or scores[best] < scores[0] + 1e-9:
+        text, taken = f"{count} channels, where their mean is wanted", "mean(axis=-2)"
+    else:
+        parameters |= {"channel": best - 1}
+        text, taken = f"{count} channels, where channel {best - 1} is wanted", f"take({best - 1}, axis=-2)"
+
+    def apply(x: Array) -> Array:
+        one: Array = x.mean(axis=-2) if "channel" not in parameters else x.take(best - 1, axis=-2)
+        return one.reshape(shape)
+
+    step = Step("audio", parameters, text, f"x = x.{taken}.reshape{shape}", apply)
+    return (step,), apply(actual.astype(np.float64))
+
+
+def _correlation(one: Array, other: Array) -> float:
+    """The correlation of two sounds as far as both go."""
+    n = min(one.size, other.size)
+    a, b = one[:n] - one[:n].mean(), other[:n] - other[:n].mean()
+    bottom = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / bottom if bottom > 0 else 0.0
 
 
 def _gained(expected: Array, x: Array) -> tuple[Step, ...] | None:
@@ -82,7 +114,10 @@ def _gained(expected: Array, x: Array) -> tuple[Step, ...] | None:
     a, e = x.ravel().astype(np.float64), expected.ravel().astype(np.float64)
     if a.std() == 0:
         return None
-    gain, offset = np.polyfit(a, e, 1)
+    middle, other = float(a.mean()), float(e.mean())
+    a, e = a - middle, e - other
+    gain = float(a @ e) / float(a @ a)
+    offset, e = other - gain * middle, e + other
     size = float(np.abs(e).max(initial=0.0))
     nice = next(
         (f for f in (1 / 32768, 32768.0, 1 / 32767, 32767.0, 1.0, -1.0) if abs(gain / f - 1) < 1e-6), float(gain)
@@ -158,10 +193,12 @@ def _quantised(layout: tuple[Step, ...], expected: Array, x: Array, actual: Arra
     ]  # integers, or divided again
     for factor, unit in units:
         for how, made in (("rounded", np.rint(numbers * factor)), ("truncated", np.trunc(numbers * factor))):
-            if gap(x, np.clip(made, -32768, 32767) * unit) <= 1e-6 * unit:
+            off = np.abs(np.clip(made, -32768, 32767) * unit - x)
+            # A product in float32 may come out on the other side of a whole number.
+            if np.mean(off > 1e-6 * unit) <= _EDGE and off.max() <= 1.001 * unit:
                 step = lost("dtype", {"how": how, "bits": 16}, f"the samples were {how} to 16 bits")
                 steps = (*layout, step, *(() if unit != 1.0 else (_times(1 / factor),)))
-                return replace(applied(steps, expected, actual), reproduced=0.0)
+                return replace(applied(steps, expected, actual), reproduced=float(off.max()))
     return None
 
 
@@ -209,8 +246,7 @@ def _resampled(layout: tuple[Step, ...], expected: Array, x: Array, actual: Arra
     if best is None:
         return None
     made = _linear(x.astype(np.float64), expected.shape[-1])
-    alike = np.corrcoef(made.ravel(), expected.ravel())[0, 1]
-    return best[1] if alike > 0.7 else None
+    return best[1] if _correlation(made.ravel(), expected.ravel().astype(np.float64)) > 0.7 else None
 
 
 def _resamplers(up: int, down: int, length: int) -> list[tuple[str, str, Any]]:

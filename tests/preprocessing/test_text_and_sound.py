@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,14 @@ CASES = {
     "cut off": (tokens([row[:8] for row in ROWS]), ["truncation"]),
     "cut off, end kept": (tokens([row if len(row) < 9 else [*row[:7], row[-1]] for row in ROWS]), ["truncation"]),
     "nothing masked": ({**EXPECTED, "attention_mask": np.ones((3, 16), np.int64)}, ["not-masked"]),
+    "another template": (tokens([[0, *row, 2] for row in BARE]), ["special-tokens"]),
+    "cut off in front": (tokens([row[-8:] for row in ROWS]), ["truncation"]),
+    "other rows": ({name: a[[2, 0, 1]] for name, a in EXPECTED.items()}, ["row-order", "row-order"]),
+    "additive mask": ({**EXPECTED, "attention_mask": (EXPECTED["attention_mask"] - 1) * 1e4}, ["additive"]),
+    "mask of the other side": (
+        {**EXPECTED, "attention_mask": tokens(ROWS, side="left")["attention_mask"]},
+        ["other-side"],
+    ),
     "no mask": ({"input_ids": EXPECTED["input_ids"]}, ["missing"]),
 }
 
@@ -48,7 +57,11 @@ def test_what_happened_to_tokens_is_told(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["left", "another pad", "longer", "no special tokens", "no special tokens, left", "offset"]
+    "name",
+    [
+        *("left", "another pad", "longer", "no special tokens", "no special tokens, left", "offset"),
+        *("another template", "other rows"),
+    ],
 )
 def test_the_code_for_tokens_corrects_them(name: str) -> None:
     actual = CASES[name][0]
@@ -81,6 +94,10 @@ SOUNDS = {
     "a part": (WAVE[300:12000], ["audio"]),
     "late": (np.r_[np.zeros(100, np.float32), WAVE[:-100]], ["audio"]),
     "16 bits": (np.rint(WAVE * 32768).astype(np.int16), ["dtype", "scale", "dtype"]),
+    "cut to 16 bits": ((WAVE * 32767).astype(np.int16), ["dtype", "scale", "dtype"]),
+    "channels last": (np.stack([WAVE, WAVE[::-1]], axis=1), ["layout", "audio"]),
+    "pre-emphasis": (np.r_[WAVE[0], WAVE[1:] - np.float32(0.97) * WAVE[:-1]], ["audio"]),
+    "clipped": (np.clip(WAVE, -0.3, 0.4), ["dtype"]),
     "half the rate": (signal.resample_poly(WAVE, 1, 2).astype(np.float32), ["audio"]),
     "unit variance": ((WAVE - WAVE.mean()) / WAVE.std(), ["mean-std"]),
     "another sound": (np.random.default_rng(9).normal(size=16000).astype(np.float32), ["unrelated"]),
@@ -93,3 +110,34 @@ def test_what_happened_to_a_sound_is_told(name: str) -> None:
     found = layerdiff.compare_inputs(WAVE, actual)
     assert [m.kind for m in found.mismatches] == kinds
     assert found.verified == (kinds != ["unrelated"])
+
+
+UNPROVEN = {
+    "another rate, padded": (np.pad(signal.resample_poly(WAVE, 1, 2), (0, 8000)), ["sample-rate", "window"]),
+    "by way of half the rate": (signal.resample_poly(signal.resample_poly(WAVE, 1, 2), 2, 1), ["band"]),
+    "noise": (WAVE + np.random.default_rng(5).normal(0, 1e-3, WAVE.size).astype(np.float32), ["effect"]),
+}
+
+
+@pytest.mark.parametrize("name", UNPROVEN)
+def test_what_cannot_be_proven_of_a_sound_is_told_and_not_called_unrelated(name: str) -> None:
+    actual, how = UNPROVEN[name]
+    found = layerdiff.compare_inputs(WAVE, actual.astype(np.float32))
+    assert [(m.kind, m.parameters["how"]) for m in found.mismatches] == [("audio", h) for h in how]
+    assert not found.verified
+
+
+def test_the_code_for_a_sound_corrects_it() -> None:
+    stereo = np.stack([WAVE[::-1], WAVE], axis=1)
+    found = layerdiff.compare_inputs(WAVE, stereo)
+    scope: dict[str, Any] = {}
+    exec(found.code, scope)
+    assert found.mismatches[1].parameters["channel"] == 1
+    assert np.array_equal(scope["corrected"](stereo), WAVE)
+
+
+def test_ten_minutes_of_sound_take_seconds() -> None:
+    long = np.tile(WAVE, 600)
+    started = time.process_time()
+    assert [m.kind for m in layerdiff.compare_inputs(long, long * 2).mismatches] == ["scale"]
+    assert time.process_time() - started < 20
