@@ -103,6 +103,8 @@ def test_what_has_no_anchors_is_told(exports: tuple[Path, Path]) -> None:
         check_anchors(np.zeros(3), exports[0])
     with pytest.raises(InputError, match="no box has a width"):
         check_anchors(load(), exports[0], labels=np.zeros((3, 2)))
+    with pytest.raises(InputError, match="image_size"):
+        check_anchors(load(), exports[0], labels=np.full((3, 2), 0.5))
     node = onnx.helper.make_node("Relu", ["x"], ["y"])
     ports = [onnx.helper.make_tensor_value_info(name, 1, [1, 2]) for name in "xy"]
     bare = onnx.helper.make_model(onnx.helper.make_graph([node], "g", ports[:1], ports[1:]))

@@ -68,6 +68,9 @@ def content(image: Array) -> Box:
     found = whole(image)
     for corner in (image[:, :1, :1], image[:, -1:, -1:]):
         inside = found.of(image)
+        edges = (inside[:, 0], inside[:, -1], inside[:, :, 0], inside[:, :, -1])
+        if not any(np.all(edge == corner[:, :, 0]) for edge in edges):
+            continue
         differs = (inside != corner).any(axis=0)
         rows, columns = np.flatnonzero(differs.any(axis=1)), np.flatnonzero(differs.any(axis=0))
         if not rows.size:

@@ -223,8 +223,10 @@ def rounding(expected: Array) -> float:
     if expected.dtype.kind != "f":
         return 0.0
     epsilon = max(float(np.finfo(np.float32).eps), float(np.finfo(expected.dtype).eps) / ROUNDING)
-    finite = expected[np.isfinite(expected)]
-    return ROUNDING * epsilon * float(np.abs(finite).max(initial=0.0))
+    size = max(abs(float(expected.min(initial=0.0))), abs(float(expected.max(initial=0.0))))
+    if not np.isfinite(size):
+        size = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
+    return ROUNDING * epsilon * size
 
 
 def told(chain: Chain, limit: float, expected: Array) -> InputComparison:

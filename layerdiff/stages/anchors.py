@@ -149,6 +149,8 @@ def _sizes(labels: Any, image_size: Any) -> Floats:
     sizes = sizes[np.isfinite(sizes).all(1) & (sizes > 0).all(1)]
     if not len(sizes):
         raise InputError("labels: no box has a width and a height")
+    if sizes.max() <= 1.0:
+        raise InputError("labels: no box is wider or higher than a pixel; for shares of the image give image_size=")
     return sizes
 
 
