@@ -203,9 +203,14 @@ def _ambiguous(truth: list[Truth], way: str) -> bool:
 
 
 def _hidden_factor(truth: list[Truth], base: Pipeline, other: Pipeline) -> bool:
-    """Whether a factor cannot be told from another norm: no channel stayed in place, and the norm goes by position."""
+    """Whether a factor cannot be told from another norm where only tensors are given.
+
+    Where no channel stayed in place, and the norm goes by position and is none that anybody knows, six numbers (a
+    factor and an offset for each channel) are as well another norm as a factor before an unknown one: both always fit.
+    """
     moved = all(one != two for one, two in zip(base.order, other.order, strict=True))
-    return base.mean is not None and moved and any(t.kind == "scale" for t in truth)
+    unknown = base.mean is not None and all(norm is None or norm[0] != base.mean for norm in NORMS)
+    return unknown and moved and any(t.kind == "scale" for t in truth)
 
 
 def _possible(base: Pipeline, other: Pipeline, pixels: np.ndarray) -> bool:

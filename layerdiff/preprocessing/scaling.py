@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.preprocessing.factors import before_a_known_norm, behind_an_order
 from layerdiff.preprocessing.normalisation import NONE, RANGES, SAME, Norm, Scaling, known, recognised, scalings
 
 if TYPE_CHECKING:
@@ -40,6 +41,11 @@ def parts_of(relation: Relation, expected: Array, actual: Array) -> list[Part]:
     if _nothing(gain - 1, bias, picked, size) or _returns(relation, size):
         return []
     sure = _recognised_pair(relation, expected, picked)
+    if sure is not None and len(sure) < 2:
+        return sure
+    before = before_a_known_norm(relation, size)
+    if before is not None:
+        return [_behind(before, relation)]
     if sure is not None:
         return sure
     pair = _known_pair(relation, picked)
@@ -213,11 +219,9 @@ def _unknown(relation: Relation, picked: Array, size: float) -> list[Part]:
     # One factor with several offsets is a factor before a norm: a norm has several factors, too.
     if named is not None or (uniform and (np.ptp(bias) > SAME * size or not (e_span or a_span))):
         return [_shared(gain, bias, named)]
-    behind = _factor_behind_an_order(relation)
+    behind = behind_an_order(relation)
     if behind is not None:
-        part = _shared(gain, bias, None)
-        text = f"the values are {1 / behind:.6g} times what they should be, before one and the same mean and std"
-        return [replace(part, parameters={**part.parameters, "factor": behind}, summary=text)]
+        return [_behind(behind, relation)]
     if a_span and not e_span:
         return _named(a_span, gain, bias, expected=True)
     if e_span and not a_span:
@@ -225,18 +229,10 @@ def _unknown(relation: Relation, picked: Array, size: float) -> list[Part]:
     return [_relative(gain, bias)]
 
 
-def _factor_behind_an_order(relation: Relation) -> float | None:
-    """The factor, where channels were exchanged before one norm that both sides share by position; None else.
-
-    A channel that stayed shows the factor itself; of two that were exchanged the product shows its square.
-    """
-    order, gain = relation.order, relation.gain
-    stayed = [k for k, j in enumerate(order) if k == j]
-    moved = [k for k, j in enumerate(order) if k != j]
-    if len(stayed) != 1 or len(moved) != 2 or (gain <= 0).any():
-        return None
-    factor = float(gain[stayed[0]])
-    return factor if abs(gain[moved[0]] * gain[moved[1]] / factor**2 - 1) <= 3e-4 else None
+def _behind(factor: float, relation: Relation) -> Part:
+    part = _shared(relation.gain, relation.bias, None)
+    text = f"the values are {1 / factor:.6g} times what they should be, before one and the same mean and std"
+    return replace(part, parameters={**part.parameters, "factor": factor}, summary=text)
 
 
 def _plain(values: Array) -> str:
