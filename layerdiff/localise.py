@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 TRIALS = 150
 MOST_READERS = 5
+_FORWARD = 50
+"""Nodes behind a tensor that are looked at for what comes out right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +136,10 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
         return Origin(value, Slot(tensor), (), tuple(sorted(nodes)), inserted=True)
     sites, border = reference_region(alignment, value)
     region = _Region(alignment, tensor, value, frozenset(nodes), {t: forced[t] for t in start if t in forced})
-    for early, slot in _trials(alignment, region, sites, border):
-        if not region.healed_by(early, slot):
+    for early, tried in _trials(alignment, region, sites, border):
+        if not region.healed_by(early, tried):
             continue
+        slot = _only_where_wrong(alignment, forced, tried, nodes)
         if early in border:
             for same in (early, *_twins(alignment, early, border)):
                 inserted = _between(alignment, forced, same, slot.tensor)
@@ -148,6 +151,33 @@ def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Orig
         ahead, _ = alignment.candidate.graph.region(slot.tensor, forced)
         return Origin(early, slot, tuple(sorted(kept)), tuple(sorted(ahead & nodes)))
     return Origin(value, Slot(tensor), tuple(sorted(sites)), tuple(sorted(nodes)))
+
+
+def _only_where_wrong(alignment: Alignment, forced: dict[str, int], slot: Slot, nodes: set[int]) -> Slot:
+    """The readers among some nodes, where the tensor is right for readers elsewhere: they have a wrong wire."""
+    graph = alignment.candidate.graph
+    edges = [(n, at) for n, at in graph.consumers.get(slot.tensor, ()) if n >= 0 <= at]
+    elsewhere = [n for n, _ in edges if n not in nodes and n in graph.live_nodes]
+    if slot.edges is not None or not any(_leads_to_right(alignment, forced, n) for n in elsewhere):
+        return slot
+    return replace(slot, edges=frozenset(edge for edge in edges if edge[0] in nodes))
+
+
+def _leads_to_right(alignment: Alignment, forced: dict[str, int], node: int) -> bool:
+    """Whether the first tensors behind a node that have a counterpart come out right."""
+    graph, todo, seen = alignment.candidate.graph, [node], {node}
+    found = False
+    while todo and len(seen) <= _FORWARD:
+        for name in graph.nodes[todo.pop()].outputs:
+            if name in forced:
+                if not alignment.holds(forced[name], alignment.isolated.get(name)):
+                    return False
+                found = True
+                continue
+            readers = {n for n, _ in graph.consumers.get(name, ()) if n >= 0} - seen
+            seen |= readers
+            todo += readers
+    return found
 
 
 def _twins(alignment: Alignment, value: int, border: list[int]) -> list[int]:

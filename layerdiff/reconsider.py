@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from layerdiff.heal import injection_at
 from layerdiff.localise import find_origins
+from layerdiff.model import Evidence
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 MOST = 6
 """Origins of which each is doubted; every doubt costs a run of the graph."""
 
-ROUNDS = 2
+ROUNDS = 3
+"""One wrong pair can hide another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +39,21 @@ class Located:
 
 def located(alignment: Alignment, outputs: OutputPairs) -> Located:
     """The origins, found again without the pairs that the final outputs contradict."""
-    found = Located(alignment, *find_origins(alignment))
+    best = found = Located(alignment, *find_origins(alignment))
     for _ in range(ROUNDS):
         doubtful = doubted(found, outputs)
         if not doubtful:
             break
         fresh = found.alignment.without(doubtful)
-        again = Located(fresh, *find_origins(fresh))
-        if not 0 < len(again.origins) < len(found.origins) or not _healed(fresh, again.origins, outputs):
-            break
-        found = again
-    return found
+        found = Located(fresh, *find_origins(fresh))
+        if 0 < len(found.origins) < len(best.origins) and _healed(fresh, found.origins, outputs):
+            best = found
+    return best
 
 
 def doubted(found: Located, outputs: OutputPairs) -> frozenset[int]:
     """The values of pairs that are wrong for all that is known; none where there is one origin, or many."""
-    origins, proposed = found.origins, found.alignment.proposed
+    origins = found.origins
     if not 1 < len(origins) <= MOST or found.rounded or outputs.all_agree(found.alignment.candidate.tapped):
         return frozenset()
     passed_on = {origin.value for origin in origins if origin.inserted}
@@ -61,12 +62,31 @@ def doubted(found: Located, outputs: OutputPairs) -> frozenset[int]:
         for origin in origins
         if not origin.inserted
         and origin.slot.edges is None
-        and origin.value in proposed
-        and proposed[origin.value].tensor == origin.slot.tensor
+        and _is_proposed(found.alignment, origin.slot.tensor, origin.value)
     ]
     # What stands behind a wrong tensor and changes it is not inserted: the layer ends further on.
     behind = frozenset(origin.value for origin in open_to_doubt if origin.value in passed_on)
+    behind |= _misleading(found)
     return behind or _contradicted(found.alignment, origins, open_to_doubt, outputs)
+
+
+def _misleading(found: Located) -> frozenset[int]:
+    """The values proposed for what a tensor is computed from that is right as it is, and wrong from those values."""
+    alignment, forced, doubtful = found.alignment, found.alignment.forced(), set()
+    graph, tapped = alignment.candidate.graph, alignment.candidate.tapped
+    for tensor, value in (origin.wrong for origin in found.origins if origin.wrong is not None):
+        if tensor in tapped and alignment.holds(value, tapped[tensor]):
+            _, start = graph.region(tensor, forced)
+            proposed = {
+                forced[name] for name in start if name in forced and _is_proposed(alignment, name, forced[name])
+            }
+            doubtful |= {v for v in proposed if not alignment.live(v)}
+    return frozenset(doubtful)
+
+
+def _is_proposed(alignment: Alignment, tensor: str, value: int) -> bool:
+    pair = alignment.proposed.get(value)
+    return pair is not None and pair.tensor == tensor and pair.evidence is not Evidence.GIVEN
 
 
 def _contradicted(

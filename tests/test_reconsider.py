@@ -32,6 +32,7 @@ def located(tensors: str) -> Located:
     origins = [Origin(i, Slot(name), (i,), (i,)) for i, name in enumerate(tensors)]
     alignment = SimpleNamespace(
         proposed={i: Pair(i, name, Evidence.STRUCTURE) for i, name in enumerate(tensors)},
+        forced=dict,
         expected_for=lambda _tensor, _value, _axes: np.zeros(1),
         candidate=SimpleNamespace(
             tapped={"": 0}, outputs_with=lambda injections: dict.fromkeys(i.tensor for i in injections)

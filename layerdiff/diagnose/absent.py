@@ -244,9 +244,7 @@ def _cause(stretch: Stretch, group: _Group) -> str:
         return "epsilon"
     if ops <= _SELECTING and all(base_name(site.op) in SELECTIONS for site in sites):
         return "indexing"
-    if own in _ONE_NAME or (own == "activation" and len(group.computing) > 1):
-        return own  # of several forms of one function the file has another
-    return "dropped-op"
+    return own if own in _ONE_NAME else "dropped-op"
 
 
 def _is_mask(stretch: Stretch, group: _Group) -> bool:

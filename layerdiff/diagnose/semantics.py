@@ -12,7 +12,8 @@ import numpy as np
 from layerdiff.diagnose.difference import Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.parts import RESHAPING
-from layerdiff.diagnose.wires import wire
+from layerdiff.diagnose.wires import put_in, wire
+from layerdiff.graph import RANDOM
 from layerdiff.operators import ACTIVATIONS, ONNX, ONNX_ACTIVATIONS, base_name, is_torch, likeness
 from layerdiff.patch import Rewire, SetAttribute, SetConstant, SetOperator
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from layerdiff.diagnose.stretch import Stretch
+    from layerdiff.graph import Node
     from layerdiff.model import Site
     from layerdiff.patch import Patch
 
@@ -136,11 +138,17 @@ def _around(stretch: Stretch, difference: Difference) -> str | None:
     between = graph.producer.get(difference.got) if difference.what is What.WIRING else None
     extra = [d.node for d in stretch.comparison.differences if d.what is What.EXTRA] if stretch.comparison else []
     node = next((n for n in extra if n is not None and n.index == between), None)
-    if node is None:
-        return None
+    if node is None or {reader for reader, _ in graph.consumers[difference.got]} - {_index(difference.node)}:
+        return None  # what others read as well is not put in
+    if any(n is not None and n.op in RANDOM for n in extra):
+        return put_in(stretch, [n for n in extra if n is not None])
     arrays = [array for name in node.inputs if (array := stretch.constant(name)) is not None]
     masks = any(n is not None and n.op in ("Where", "Trilu") for n in extra) or any(map(mask_values, arrays))
     return "masking" if masks else "extra-op"
+
+
+def _index(node: Node | None) -> int:
+    return -1 if node is None else node.index
 
 
 def cause_of(difference: Difference) -> str | None:

@@ -9,6 +9,7 @@ import numpy as np
 
 from layerdiff.align.weights import Tie
 from layerdiff.diagnose.parts import MOVING, RESHAPING
+from layerdiff.graph import RANDOM
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -59,7 +60,7 @@ def wire(stretch: Stretch, got: str, wanted: Iterable[str], readers: Iterable[tu
             return Wire(cause, f"{_ops(computing)} is left out")
         inserted = between(graph, tensor, got) if alone else []
         if inserted and not any(name in paired for node in inserted for name in node.outputs):
-            cause = _put_in(stretch, inserted)
+            cause = put_in(stretch, inserted)
             return Wire(cause, f"{_ops(inserted)} is put in between")
         twins = _twins(stretch, got, tensor)
         if twins is not None:
@@ -80,8 +81,11 @@ def _left_out(stretch: Stretch, nodes: Sequence[Node], readers: set[str]) -> str
     return "epsilon" if small else "dropped-op"
 
 
-def _put_in(stretch: Stretch, nodes: Sequence[Node]) -> str:
+def put_in(stretch: Stretch, nodes: Sequence[Node]) -> str:
+    """The cause, where a file has nodes that the model has not."""
     ops = {node.op for node in nodes}
+    if ops & RANDOM:
+        return "training-mode" if "Dropout" in ops else "random"
     if ops <= MOVING:
         return "layout"
     if ops <= {"Cast", "Identity"}:
