@@ -63,16 +63,17 @@ class Origin:
     wrong: tuple[str, int] | None = field(default=None, compare=False)
 
 
-def find_origins(alignment: Alignment) -> tuple[list[Origin], list[Rounded]]:
+def find_origins(alignment: Alignment, misstored: frozenset[str] = frozenset()) -> tuple[list[Origin], list[Rounded]]:
     """The origins in execution order, each as narrow as trials could make it; and what a number format explains.
 
-    Rounding is only set apart when it is all over the graph: a single rounded layer is an origin.
+    Rounding is only set apart when it is all over the graph: a single rounded layer is an origin. So is one that reads
+    a constant which is known not to be the model's, however little that shows.
     """
     if not alignment.isolated and not alignment.misshapen:
         return [], []
     forced = alignment.forced()
     wrong = [t for t, v in forced.items() if not alignment.holds(v, alignment.isolated.get(t, _fed(alignment, t)))]
-    rounded = [r for t in wrong if (r := explained(alignment, t, forced[t], forced)) is not None]
+    rounded = [r for t in wrong if (r := explained(alignment, t, forced[t], forced, misstored)) is not None]
     if is_diffuse(alignment, rounded):
         wrong = sorted(set(wrong) - {r.tensor for r in rounded})
     else:

@@ -52,10 +52,17 @@ class Rounded:
     rel_l2: float
 
 
-def explained(alignment: Alignment, tensor: str, value: int, stop: Iterable[str]) -> Rounded | None:
-    """The format that explains what a tensor introduces; None when none is in play or the error exceeds it."""
+def explained(
+    alignment: Alignment, tensor: str, value: int, stop: Iterable[str], wrong: frozenset[str] = frozenset()
+) -> Rounded | None:
+    """The format that explains what a tensor introduces; None when none is in play or the error exceeds it.
+
+    Nothing is explained by rounding where one of the constants that are `wrong` is read.
+    """
     graph = alignment.candidate.graph
     nodes, _ = graph.region(tensor, stop)
+    if wrong and any(name in wrong for index in nodes for name in graph.nodes[index].inputs):
+        return None
     found = format_of(alignment, nodes)
     for meant in (value, *(clipped(alignment, value) if found == "int8" else ())):
         if found is None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from layerdiff.audit import audit
 from layerdiff.heal import injection_at
 from layerdiff.localise import find_origins
 from layerdiff.model import Evidence
+from layerdiff.weights import WeightVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from layerdiff.localise import Origin
     from layerdiff.outputs import OutputPairs
     from layerdiff.precision import Rounded
+
+RESHAPES = frozenset({"Transpose", "Reshape", "Cast", "Identity"})
 
 MOST = 6
 """Origins of which each is doubted; every doubt costs a run of the graph."""
@@ -40,6 +44,9 @@ class Located:
 def located(alignment: Alignment, outputs: OutputPairs) -> Located:
     """The origins, found again without the pairs that the final outputs contradict."""
     best = found = Located(alignment, *find_origins(alignment))
+    wrong = _misstored(alignment) if found.rounded else frozenset()
+    if wrong:
+        return Located(alignment, *find_origins(alignment, wrong))
     for _ in range(ROUNDS):
         doubtful = doubted(found, outputs)
         if not doubtful:
@@ -49,6 +56,30 @@ def located(alignment: Alignment, outputs: OutputPairs) -> Located:
         if 0 < len(found.origins) < len(best.origins) and _healed(fresh, found.origins, outputs):
             best = found
     return best
+
+
+def _misstored(alignment: Alignment) -> frozenset[str]:
+    """What is read of weights that are kept in integers, and are further from the model's than rounding takes them."""
+    wrong = [r for r in audit(alignment) if r.verdict is WeightVerdict.DIFFERS and r.max_abs is not None]
+    steps = {r.initializer: _step(alignment, r.initializer) for r in wrong if r.initializer and len(r.shape) > 1}
+    return frozenset(r.initializer for r in wrong if r.initializer and _exceeds(r.max_abs, steps.get(r.initializer)))
+
+
+def _exceeds(error: float | None, step: float | None) -> bool:
+    """Whether an error is more than rounding to the nearest of two integers, or of their neighbours, makes."""
+    return error is not None and step is not None and error > step
+
+
+def _step(alignment: Alignment, tensor: str) -> float | None:
+    """The largest step of the integers that a tensor is dequantised from; None where it is not."""
+    graph = alignment.candidate.graph
+    index = graph.producer.get(tensor)
+    while index is not None and graph.nodes[index].op in RESHAPES:
+        index = graph.producer.get(graph.nodes[index].inputs[0])
+    if index is None or graph.nodes[index].op != "DequantizeLinear":
+        return None
+    scale = alignment.candidate.constants.get(graph.nodes[index].inputs[1])
+    return None if scale is None else float(scale.max())
 
 
 def doubted(found: Located, outputs: OutputPairs) -> frozenset[int]:

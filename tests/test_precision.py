@@ -6,10 +6,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
+from layerdiff.weights import WeightVerdict
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise, settle
@@ -37,7 +39,11 @@ def _static(proto, folder, factor=1.0):
     name = proto.graph.input[0].name
     shape = [d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim]
     images = np.random.default_rng(0).standard_normal(shape).astype(np.float32) * factor
-    quantize_static(source, target, _Calibration({name: images}), quant_format=QuantFormat.QDQ, per_channel=True)
+    return _calibrated(source, target, {name: images})
+
+
+def _calibrated(source, target, feeds):
+    quantize_static(source, target, _Calibration(feeds), quant_format=QuantFormat.QDQ, per_channel=True)
     return onnx.load(target)
 
 
@@ -145,3 +151,35 @@ def test_a_range_from_other_data_is_named_with_the_range_that_was_needed(trace, 
     assert wanted_low <= smallest + step
     assert wanted_high >= largest - step
     assert "quantize_static" in first.remedy
+
+
+def _with_scale(proto, factor, index):
+    """The scale of one stored weight, multiplied; the zero point and the integers as they are."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    nodes = [n for n in proto.graph.node if n.op_type == "DequantizeLinear" and n.input[0] in stored]
+    node = [n for n in nodes if len(stored[n.input[0]].dims) > 1][index]
+    scale = numpy_helper.to_array(stored[node.input[1]]) * np.float32(factor)
+    proto.graph.initializer.append(numpy_helper.from_array(scale, "seeded.scale"))
+    node.input[1] = "seeded.scale"
+    return node.input[0]
+
+
+@pytest.mark.parametrize("factor", [1.15, 2.0], ids=["within what eight bits allow", "beyond"])
+def test_a_wrong_scale_of_stored_weights_is_named_however_little_it_shows(trace, resnet, tmp_path, factor):
+    sample, proto = resnet
+    onnx.save(proto, tmp_path / "fp32.onnx")
+    feeds = {proto.graph.input[0].name: sample.inputs[0].numpy()}
+    quantised = _calibrated(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", feeds)
+    weights = _with_scale(quantised, factor, 4)
+    report = trace(sample.model, quantised, sample.inputs)
+    assert len(report.diagnoses) == 1
+    first = report.diagnoses[0]
+    assert (first.cause, first.verified) == ("quantization", True)
+    assert f"The int8 weights {weights} have a scale that is {factor:.4g} times theirs" in first.summary
+
+
+def test_rounded_weights_of_square_matrices_are_the_models(trace, tmp_path):
+    x = noise("precision.square", 3, 8, 16)
+    model = fill(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)))
+    report = trace(model, _static(export(model, (x,), Exporter.TORCHSCRIPT), tmp_path), x)
+    assert [w for w in report.weights if len(w.shape) > 1 and w.verdict is not WeightVerdict.AGREES] == []

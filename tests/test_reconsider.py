@@ -35,7 +35,7 @@ def located(tensors: str) -> Located:
         forced=dict,
         expected_for=lambda _tensor, _value, _axes: np.zeros(1),
         candidate=SimpleNamespace(
-            tapped={"": 0}, outputs_with=lambda injections: dict.fromkeys(i.tensor for i in injections)
+            tapped={"": 0}, graph=None, outputs_with=lambda injections: dict.fromkeys(i.tensor for i in injections)
         ),
     )
     return Located(alignment, origins, [])  # type: ignore[arg-type]

@@ -190,20 +190,22 @@ def quantised(wanted: Array, constants: Mapping[str, Array], steps: Mapping[str,
             step = _fitted_step(view, array) if array.dtype.kind in "iu" else steps.get(name)
             if back is None or step is None:
                 continue
-            room = _HALF_STEP * _broadcast(step, view)
-            if np.all(np.abs(back - view) <= room):
+            off = np.abs(back - view)
+            if any(np.all(off <= _HALF_STEP * room) for room in _along(step, view)):
                 return Held(name, Carried.QUANTISED, back if view is wanted else back.T)
     return None
 
 
-def _broadcast(step: Array, view: Array) -> Array:
-    """Scales along the axis that they belong to."""
+def _along(step: Array, view: Array) -> Iterator[Array]:
+    """Scales along each axis that they can belong to: in a square matrix that may be either."""
     if step.size == 1:
-        return np.full(view.shape, float(step.reshape(-1)[0]))
-    axis = next((i for i, size in enumerate(view.shape) if size == step.size), None)
-    if axis is None:
-        return np.full(view.shape, float(step.max()))
-    return np.broadcast_to(step.reshape([-1 if i == axis else 1 for i in range(view.ndim)]), view.shape)
+        yield np.full(view.shape, float(step.reshape(-1)[0]))
+        return
+    axes = [i for i, size in enumerate(view.shape) if size == step.size]
+    for axis in axes:
+        yield np.broadcast_to(step.reshape([-1 if i == axis else 1 for i in range(view.ndim)]), view.shape)
+    if not axes:
+        yield np.full(view.shape, float(step.max()))
 
 
 def _fitted_step(view: Array, integers: Array) -> Array | None:

@@ -55,6 +55,7 @@ class _Cure:
     patch: Patch
     general: bool
     remedy: str
+    stored: bool = False  # weights: what is wrong with them is known without any input
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _guilty(stretch: Stretch, cures: Sequence[_Cure], before: float) -> list[_Cu
     enough = max(_NEAR * least, 0.02 * before) if least <= _FALLS * before else least * (1 + 1e-3)
     chosen: list[_Cure] = []
     left = before
-    for _, i in alone:
+    for _, i in sorted(alone, key=lambda pair: not cures[pair[1]].stored):
         after = _error(stretch, [change for cure in (*chosen, cures[i]) for change in cure.patch])
         if after < 0.95 * left:
             chosen, left = [*chosen, cures[i]], after
@@ -276,7 +277,7 @@ def _of_weights(stretch: Stretch, graph: Graph, constants: Mapping[str, Array]) 
         clip = float(np.mean((one.integers == limits.min) | (one.integers == limits.max)))
         evidence = _numbers(one.node.inputs[0], one.scheme, scheme) | {"clipped": clip, "rel_l2": difference}
         text = f"The {one.integers.dtype} weights {one.node.inputs[0]} {what}."
-        yield _Cure(text, evidence, patch, general=True, remedy="")
+        yield _Cure(text, evidence, patch, general=True, remedy="", stored=True)
 
 
 def _wanted_weights(stretch: Stretch) -> Iterator[tuple[str, Array]]:
