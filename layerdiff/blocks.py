@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-BLOCK = 16_384
+BLOCK = 32_768
 """Elements: a few float64 buffers of this size fit into a second-level cache."""
 # A difference of float32 numbers, rounded to float32, is at most this share off.
 _ROUNDED = 2.0**-23
@@ -81,6 +81,22 @@ def all_within(e: Array, a: Array, limit: float) -> bool | None:
     if apart * (1 + _ROUNDED) <= limit:
         return True
     return False if apart * (1 - _ROUNDED) > limit else None
+
+
+def largest_gap(e: Array, a: Array) -> float:
+    """The largest distance of two arrays of one size, in memory order; equal infinities are not apart."""
+    one, other = np.ascontiguousarray(e), np.ascontiguousarray(a).reshape(e.shape)
+    worst = 0.0
+    wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
+    with np.errstate(invalid="ignore", over="ignore"):
+        for _, left, right in _blocks(one, other):
+            gap = np.abs(right.astype(wide) - left)
+            top = float(gap.max())
+            if not np.isfinite(top):
+                same = (left == right) | (np.isnan(left) & np.isnan(right))
+                top = float(np.where(same, 0.0, gap).max())
+            worst = max(worst, top)
+    return worst
 
 
 def overall(e: Array, a: Array, limit: float) -> Overall:

@@ -12,7 +12,7 @@ from layerdiff.backends import Optimisation
 from layerdiff.errors import RuntimeDiedError
 from layerdiff.external import with_weights
 from layerdiff.flatten import flattened, left_whole
-from layerdiff.graph import RANDOM, Graph, Injection, counting
+from layerdiff.graph import RANDOM, Graph, Injection, counting, sizes_by_inference
 from layerdiff.layout import after, inverse, named
 from layerdiff.portions import portions
 from layerdiff.store import Made, Shelf, Store
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from layerdiff.store import Held
 
     Array = np.ndarray[Any, Any]
+
+# The share of sizes that shapes must tell, for the graph not to be run only to see how large everything is.
+MOSTLY = 0.95
 
 
 class Candidate:
@@ -245,7 +248,11 @@ class Candidate:
         return portions(self.graph, names, self._sizes(names), most_bytes) or [names]
 
     def _sizes(self, names: Sequence[str]) -> dict[str, int]:
-        """About how many bytes each tensor takes, from a run that gives their sizes alone."""
+        """About how many bytes each tensor takes: by their shapes, else from a run that gives their sizes alone."""
+        inferred = sizes_by_inference(self.graph, {name: array.shape for name, array in self._fed.items()})
+        known = [inferred[name] for name in names if name in inferred]
+        if len(known) >= MOSTLY * len(names):  # the few others are taken to be large
+            return {name: 4 * inferred.get(name, max(known)) for name in names}
         counted = counting(self.graph.rewritten(names))
         found = self._backend.open(counted, Optimisation.NONE).run(self._fed)
         return {name: 4 * int(count) for name, count in zip(names, found.values(), strict=True) if count is not None}

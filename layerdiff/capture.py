@@ -136,6 +136,8 @@ class Recorder(TorchDispatchMode):
         state = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self._parameters = {id(tensor): name for name, tensor in reversed(state)}
         self._state = dict(state)
+        weights = (t for t in self._state.values() if isinstance(t, nn.Parameter) and t.device.type == "cpu")
+        self._views_of_weights: dict[int, list[int]] = {storage_of(weight): [] for weight in weights}
         self._values: list[Value] = []
         self._sites: list[Site] = []
         self._calls: dict[int, Call] = {}
@@ -155,10 +157,24 @@ class Recorder(TorchDispatchMode):
         """Run one operator."""
         return func(*args, **kwargs)
 
-    def keep(self, index: int, tensor: torch.Tensor) -> Held | None:  # noqa: ARG002  the twin needs it
-        """What is stored for a new value."""
+    def keep(self, index: int, tensor: torch.Tensor) -> Held | None:
+        """What is stored for a new value: a copy; a view of a weight is copied when the weight is written to."""
         array = as_array(tensor)
-        return None if array is None else self._store.keep_copy(array)
+        if array is None:
+            return None
+        views = self._views_of_weights.get(storage_of(tensor))
+        if views is None:
+            return self._store.keep_copy(array)
+        views.append(index)
+        return self._store.refer_to(array)
+
+    def _before_a_write(self, func: Any, operands: list[torch.Tensor]) -> None:
+        """Copy the views of a weight that an operator is about to change."""
+        for tensor in mutated_operands(func, operands) if func._schema.is_mutable else ():  # noqa: SLF001
+            for index in self._views_of_weights.pop(storage_of(tensor), ()):
+                value = self._values[index]
+                assert value.array is not None
+                self._values[index] = dataclasses.replace(value, held=self._store.keep_copy(value.array))
 
     # Operators.
 
@@ -185,6 +201,7 @@ class Recorder(TorchDispatchMode):
                 return func.decompose(*args, **kwargs)
         atomic = next((call for call in self._stack if call.atomic), None)
         operands = tensors_in((args, kwargs))
+        self._before_a_write(func, operands)
         if atomic is not None:
             known = [t for t in operands if t in self._version_of or id(t) in self._parameters]
             atomic.reads.update(dict.fromkeys(self._read(t) for t in known))

@@ -6,7 +6,10 @@ The candidate is never modified: rewriting copies nodes into a new graph and lea
 from __future__ import annotations
 
 import ast
+import math
 from collections import defaultdict
+from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +33,7 @@ from layerdiff.outlets import with_outlets
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
 __all__ = ["RANDOM", "Graph", "Injection", "Node", "Port", "load"]
 
@@ -49,6 +52,7 @@ _SEQUENCES = frozenset(
     }
 )
 _SCOPES = "pkg.torch.onnx.name_scopes"
+_SMALL = 1 << 12  # bytes of a constant that may say something about shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,13 +264,13 @@ class Graph:
 
     def region(self, target: str, stop: Iterable[str]) -> tuple[set[int], set[str]]:
         """The nodes that lead to a tensor from the tensors in `stop`, and which of those it starts from."""
-        border = set(stop) - {target}
+        border = stop if isinstance(stop, (AbstractSet, Mapping)) else frozenset(stop)  # not copied for every layer
         nodes: set[int] = set()
         start: set[str] = set()
         todo = [target]
         while todo:
             name = todo.pop()
-            if name in border:
+            if name != target and name in border:
                 start.add(name)
                 continue
             index = self.producer.get(name)
@@ -405,6 +409,35 @@ def counting(model: onnx.ModelProto) -> onnx.ModelProto:
     for port in model.graph.output:
         port.CopyFrom(onnx.helper.make_tensor_value_info(f"{port.name}__size", onnx.TensorProto.INT64, []))
     return model
+
+
+def sizes_by_inference(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+    """The number of elements of each tensor of which shapes alone tell it, for inputs of the given shapes."""
+    source = graph.model
+    model = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
+    model.graph.name = source.graph.name
+    model.graph.node.extend(source.graph.node)
+    model.graph.output.extend(onnx.ValueInfoProto(name=port.name) for port in source.graph.output)
+    for port in source.graph.input:
+        known = shapes.get(port.name)
+        kind = port.type.tensor_type.elem_type
+        model.graph.input.append(port if known is None else onnx.helper.make_tensor_value_info(port.name, kind, known))
+    for tensor in source.graph.initializer:  # large weights count by their shapes only
+        if tensor.ByteSize() <= _SMALL:
+            model.graph.initializer.append(tensor)
+        else:
+            info = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            model.graph.input.append(info)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except (onnx.shape_inference.InferenceError, ValueError):
+        return {}
+    found = {}
+    for info in (*inferred.graph.value_info, *inferred.graph.output):
+        tensor_type = info.type.tensor_type
+        if tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in tensor_type.shape.dim):
+            found[info.name] = math.prod(d.dim_value for d in tensor_type.shape.dim)
+    return found
 
 
 def default_attributes(op: str, domain: str, opset: int) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,10 +33,11 @@ from layerdiff.report import Report
 from layerdiff.samples import samples
 from layerdiff.settle import settle
 from layerdiff.several import judged, size_diagnosis
+from layerdiff.sound import sound
 from layerdiff.stability import random_diagnosis, reference_random
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from layerdiff.align import Alignment
     from layerdiff.candidate import Candidate
@@ -60,6 +62,7 @@ class Judged:
     results: tuple[OutputResult, ...]
     told: SampleResult
     death: RuntimeDiedError | None = None  # the runtime did not survive it
+    alignment: Alignment | None = None  # of a graph that is sound
 
     def rank(self) -> tuple[bool, bool, float]:
         """The higher, the more there is to see; the first sample that disagrees comes before all others."""
@@ -110,17 +113,27 @@ class Job:
         run = self.runner
         candidate = run.fed(sample)
         bar.stage("running the reference")
-        try:
-            reference, floor = run.recorded(sample)
-        except RuntimeDiedError as error:
-            raise ReferenceFailedError(f"the reference {run.reference.label} cannot be run: {error}") from error
+        with _named(run):
+            reference = run.reference.capture(sample)
         bar.stage("running the candidate")
-        outputs = run.paired(reference, floor, candidate.graph, index)
+        outputs = run.paired(reference, {}, candidate.graph, index)
         shipped, tapped, death = _ran(candidate)
+        healthy = sound(reference, candidate, outputs) if self._may_be_sound and death is None else None
+        if healthy is None:
+            bar.stage("running the reference in double precision")
+            with _named(run):
+                outputs = replace(outputs, floor=run.reference.noise_floor(sample, reference))
+        else:
+            outputs = replace(outputs, floor=healthy.floor)
         results = outputs.results(shipped, tapped)
         told = judged(run.shapes(sample), results)
         told = told if shipped or death is None else replace(told, refused=str(death))
-        return Judged(index, sample, candidate, reference, floor, outputs, results, told, death)
+        alignment = None if healthy is None else healthy.alignment
+        return Judged(index, sample, candidate, reference, outputs.floor, outputs, results, told, death, alignment)
+
+    @property
+    def _may_be_sound(self) -> bool:
+        return self.runner.may_do_without_twin and not self.pairs
 
     def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
         """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
@@ -135,10 +148,7 @@ class Job:
         outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
         observed = observe(shown.candidate, outputs, shown.results)
         bar.stage("aligning layers")
-        limits = limits_for(reference, floor, run.tolerance)
-        given = resolved(self.pairs, reference, shown.candidate, outputs)
-        given, lost = still_there(given, observed.candidate)
-        alignment = align(reference, observed.candidate, outputs.everywhere(), limits, given)
+        alignment, lost = self._aligned(shown, observed)
         bar.stage("proving the accusation")
         place = located(alignment, outputs)
         alignment, origins, rounded = place.alignment, place.origins, place.rounded
@@ -189,6 +199,15 @@ class Job:
             weights=audit(alignment),
         )
 
+    def _aligned(self, shown: Judged, observed: Observed) -> tuple[Alignment, tuple[str, ...]]:
+        """The alignment of what is examined, and the pairs of the user that are not in it."""
+        reference, outputs = shown.reference, shown.outputs
+        given, lost = still_there(resolved(self.pairs, reference, shown.candidate, outputs), observed.candidate)
+        if shown.alignment is not None:
+            return shown.alignment, lost
+        limits = limits_for(reference, shown.floor, self.runner.tolerance)
+        return align(reference, observed.candidate, outputs.everywhere(), limits, given), lost
+
     def fallen(self, shown: Judged, told: Sequence[SampleResult], death: RuntimeDiedError) -> Report:
         """The report on a runtime that died; where the model that ships did run, that says whether it agrees."""
         run, reference = self.runner, shown.reference
@@ -207,6 +226,15 @@ class Job:
             sample=shown.index,
             samples=tuple(told),
         )
+
+
+@contextmanager
+def _named(run: Runner) -> Iterator[None]:
+    """The death of a runtime that runs the reference is told as the reference's."""
+    try:
+        yield
+    except RuntimeDiedError as error:
+        raise ReferenceFailedError(f"the reference {run.reference.label} cannot be run: {error}") from error
 
 
 def _ran(

@@ -65,6 +65,7 @@ class LayerBook:
         )
         self._sites = _ends(accused.confined, Status.CONFINED) | _ends(accused.diverging, Status.DIVERGES)
         self._places = Places(alignment)
+        self._measured: dict[tuple[int, str], tuple[Metrics | None, Metrics | None]] = {}
         self._site_keys = site_keys(self._reference)
         self._rounded = {alignment.root(r.value): r for r in rounded}
         self._used = _ancestors(self._reference)
@@ -133,8 +134,7 @@ class LayerBook:
                 call.layer, call.call, call.type, op, pair.tensor, pair.evidence, Status.AGREES,
                 "a constant of the graph", metrics, metrics, self._floor.get(value),
             )  # fmt: skip
-        accumulated = self._metrics(value, found.candidate.tapped.get(pair.tensor))
-        introduced = self._metrics(value, found.isolated.get(pair.tensor)) if found.isolated else accumulated
+        accumulated, introduced = self._errors(value, pair.tensor)
         return LayerResult(
             call.layer, call.call, call.type, op, pair.tensor, pair.evidence,
             *self._judged(value, pair, accumulated, introduced), accumulated, introduced, self._floor.get(value),
@@ -191,6 +191,15 @@ class LayerBook:
                     seen.add(output)
                     todo.append(output)
         return None
+
+    def _errors(self, value: int, tensor: str) -> tuple[Metrics | None, Metrics | None]:
+        """What a tensor is off by, in the normal run and from expected inputs; several calls may return it."""
+        key, found = (value, tensor), self._alignment
+        if key not in self._measured:
+            accumulated = self._metrics(value, found.candidate.tapped.get(tensor))
+            introduced = self._metrics(value, found.isolated.get(tensor)) if found.isolated else accumulated
+            self._measured[key] = accumulated, introduced
+        return self._measured[key]
 
     def _metrics(self, value: int, actual: NDArray[Any] | None) -> Metrics | None:
         known = self._reference.values[value]

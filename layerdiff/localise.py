@@ -213,14 +213,14 @@ def _rewired(
 def reference_region(alignment: Alignment, value: int) -> tuple[set[int], list[int]]:
     """The sites that lead to a value from values known to come out right (also in dead nodes), and those values."""
     reference = alignment.reference
-    good = set(alignment.matched) | set(alignment.isolated_matches) | set(alignment.proposed)
+    good = (alignment.matched, alignment.isolated_matches, alignment.proposed)
     sites: set[int] = set()
     border: dict[int, None] = {}
     todo = [value]
     while todo:
         current = todo.pop()
         site = reference.producer(current)
-        if current != value and current in good:
+        if current != value and any(current in known for known in good):
             border[current] = None
         elif site is None:
             if not reference.values[current].constant:

@@ -74,12 +74,17 @@ class Tolerance:
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Distance between the reference in its own precision and its float64 twin, in the units of the values."""
+    """Distance between the reference in its own precision and its float64 twin, in the units of the values.
+
+    `assumed` where no twin was run, because every layer was right from right inputs: then it is the distance between
+    the two sides, all of which is rounding.
+    """
 
     max_abs: float
     rms: float
     # Where a few rows (slices along the last axis) are far noisier than the rest: the floor of each. Not saved.
     rows: Any = field(default=None, compare=False, repr=False, metadata={"saved": False})
+    assumed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

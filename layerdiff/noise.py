@@ -7,24 +7,24 @@ between a value and its shadow is the noise floor of that value.
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils._pytree import tree_map
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.alone import ALONE
 from layerdiff.capture import Recorder, record
 from layerdiff.measure import mask_bound
-from layerdiff.model import Noise
-from layerdiff.tensors import as_array, tensors_in
+from layerdiff.model import Noise, Operand
+from layerdiff.tensors import as_array, tensors_in, to_array
 from layerdiff.tiles import convolution
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from torch import nn
 
     from layerdiff.model import Reference
 
@@ -58,6 +58,68 @@ def noise_floor(
             torch.backends.mkldnn.set_flags(before)
 
 
+class _Again(Enum):
+    """In which other way some operators are run once more."""
+
+    IN_DOUBLE = "in double precision"
+    PLAIN = "with plain kernels"
+    REWEIGHED = "in double precision, with weights that were scaled and rounded anew, as folding does"
+
+
+def floor_of_step(reference: Reference, sites: Sequence[int], value: int) -> Noise | None:
+    """The noise floor that a few operators add on their own, from the values that they read to the one they make.
+
+    None where they cannot be run again: a recurrent layer, an update through a view, random numbers.
+    """
+    expected = reference.values[value].array
+    with ALONE, torch.no_grad():
+        before = torch.backends.mkldnn.set_flags(False)[0]
+        try:
+            others = [_computed(reference, sites, value, how) for how in _Again]
+        finally:
+            torch.backends.mkldnn.set_flags(before)
+    if expected is None or any(other is None or other.shape != expected.shape for other in others):
+        return None
+    return floor_from(expected, [other for other in others if other is not None])
+
+
+def _computed(reference: Reference, sites: Sequence[int], value: int, how: _Again) -> Array | None:
+    """A value computed once more from what its operators read."""
+    known: dict[int, torch.Tensor] = {}
+
+    def operand(leaf: Any) -> Any:
+        if isinstance(leaf, Operand):
+            return known[leaf.value].clone() if leaf.value in known else _operand(reference, leaf.value, how)
+        return _WIDE[leaf] if how is not _Again.PLAIN and leaf in _WIDE else leaf
+
+    for index in sites:
+        replay = reference.sites[index].replay
+        if replay is None or isinstance(replay.function, nn.Module):
+            return None
+        args, kwargs = tree_map(operand, (replay.args, dict(replay.kwargs)))
+        if draws(replay.function, args, kwargs):
+            return None
+        try:
+            made = tensors_in(_run(replay.function, args, kwargs))
+        except (RuntimeError, TypeError, ValueError, NotImplementedError):
+            return None
+        known |= dict(zip(reference.sites[index].outputs, made, strict=False))
+    return to_array(known[value]) if value in known else None
+
+
+def _operand(reference: Reference, value: int, how: _Again) -> torch.Tensor:
+    """What an operator reads: a copy, since it may write to it."""
+    one = reference.values[value]
+    tensor = torch.tensor(one.array if one.parameter is None else reference.parameters[one.parameter])
+    if how is _Again.PLAIN or tensor.dtype not in _WIDE:
+        return tensor
+    wide = tensor.to(_WIDE[tensor.dtype])
+    if how is _Again.IN_DOUBLE or one.parameter is None or not wide.dtype.is_floating_point:
+        return wide
+    drawn = torch.rand(wide.shape, generator=torch.Generator().manual_seed(value), dtype=wide.dtype)
+    return wide * (1 + torch.finfo(tensor.dtype).eps * (2 * drawn - 1))
+
+
 class _Twin(Recorder):
     """Numbers values exactly as the recorder of the reference did, and keeps distances instead of arrays."""
 
@@ -84,7 +146,7 @@ class _Twin(Recorder):
 
     def _execute_wide(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The operator on shadows; None where it has no float64 kernel or draws random numbers."""
-        if _draws(func, args, kwargs):
+        if draws(func, args, kwargs):
             return None
         try:
             return _run(func, args, kwargs)
@@ -115,7 +177,7 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs) if tiled is None else tiled
 
 
-def _draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether an operator draws random numbers; attention is marked so for a dropout that is mostly off."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False

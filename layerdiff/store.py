@@ -95,6 +95,11 @@ class Store:
         """
         return self._on_disk(array) if self._is_full(array) else self._in_memory(array.copy())
 
+    @staticmethod
+    def refer_to(array: Array) -> Held:
+        """What is in memory anyway and stays there: a view of a weight, say. It takes nothing of the budget."""
+        return _Resident(array, _nothing)
+
     def most_at_once(self, guess_bytes: int) -> int | None:
         """How much may be computed before it is kept; None where nothing stands in the way of doing it all at once.
 

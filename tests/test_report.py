@@ -225,7 +225,7 @@ def test_a_long_report_shows_the_rows_around_the_first_divergence() -> None:
 # The table.
 
 
-COLUMNS = ["layer", "call", "type", "op", "onnx_tensor", "evidence", "status", "reason", "noise"]
+COLUMNS = ["layer", "call", "type", "op", "onnx_tensor", "evidence", "status", "reason", "noise", "noise_assumed"]
 METRICS = [field.name for field in fields(Metrics)]
 
 
@@ -548,7 +548,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 FOREIGN = {
     "a list": (lambda _: [1, 2], "JSON, but not a layerdiff report"),
     "another format": (lambda c: c.update(format="junit"), "JSON, but not a layerdiff report"),
-    "a newer version": (lambda c: c.update(version=99), "report version 99, this layerdiff reads 4"),
+    "a newer version": (lambda c: c.update(version=99), "report version 99, this layerdiff reads 5"),
     "a missing field": (lambda c: c.pop("layers") and None, "a layerdiff report with damaged content"),
     "a number for a list": (lambda c: c.update(layers=5), "a layerdiff report with damaged content"),
     "a text for a number": (lambda c: c.update(samples="many"), "a layerdiff report with damaged content"),

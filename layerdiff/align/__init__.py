@@ -1,5 +1,5 @@
 """Pair the values of the reference with the tensors of the candidate."""
 
-from layerdiff.align.solver import Alignment, align
+from layerdiff.align.solver import Alignment, align, only_by_values
 
-__all__ = ["Alignment", "align"]
+__all__ = ["Alignment", "align", "only_by_values"]

@@ -24,7 +24,7 @@ from layerdiff.align.names import affinity
 from layerdiff.align.values import comparable_kind, match_values, same_numbers, sample
 from layerdiff.align.weights import Tie, ties
 from layerdiff.model import Evidence, Pair
-from layerdiff.operators import base_name, is_batch_norm, likeness
+from layerdiff.operators import base_name, is_batch_norm, likeness, only_moves
 from layerdiff.store import Made, Shelf
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ RESEMBLANCE = 0.1
 # Weights scaled per channel say that something was folded in: the node gives the value behind the fold.
 _TIE_SCORES = {Tie.EXACT: 2.0, Tie.NEAR: 1.5}
 _FOLDED_SCORE = 2.5
+_TAKE_A_NORM_IN = frozenset({"convolution", "addmm", "mm", "linear"})
 # What exporters and optimisers fold into the weights before it, besides a BatchNorm.
 _FOLDABLE = frozenset({"mul", "div"})
 
@@ -65,6 +66,11 @@ class Alignment:
     tied: dict[tuple[int, int], dict[str, Tie]] = field(default_factory=dict)
     families: dict[int, structure.Family] = field(default_factory=dict)
     unconfirmed: frozenset[int] = frozenset()
+
+    @property
+    def settled(self) -> bool:
+        """Whether every output holds its value in the normal run."""
+        return not self.misshapen and all(name in self.matched.get(value, ()) for value, name in self.outputs.items())
 
     def live(self, value: int) -> list[str]:
         """The live tensors that hold a value in the normal run."""
@@ -169,7 +175,32 @@ def align(
     given: Mapping[int, Pair] | None = None,
 ) -> Alignment:
     """Pair values with tensors; the outputs, and what the user has given, are paired from the start."""
-    known = Shelf({v.index: v.held for v in reference.values if v.held is not None and not v.constant})
+    found = _by_values(reference, candidate, outputs, limits)
+    settle(found, given or {})
+    return _completed(found, _varying(reference))
+
+
+def only_by_values(
+    reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Limit]
+) -> Alignment | None:
+    """The alignment where values alone pair all that is computed, but for layers that a BatchNorm went into.
+
+    None where anything is left over that could be a layer gone wrong.
+    """
+    found = _by_values(reference, candidate, outputs, limits)
+    return found if found.settled and _Proposer(found).nothing_is_open() else None
+
+
+def _varying(reference: Reference) -> Shelf[int]:
+    """The values that depend on the inputs."""
+    return Shelf({v.index: v.held for v in reference.values if v.held is not None and not v.constant})
+
+
+def _by_values(
+    reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Limit]
+) -> Alignment:
+    """What the numbers of a normal run tell."""
+    known = _varying(reference)
     families = structure.value_families(reference)
     plain = match_values(known, candidate.tapped, limits)
     foreign = layouts(known, plain, candidate, limits)
@@ -182,19 +213,17 @@ def align(
         judged = metrics[value]
         if judged is not None and judged.agrees and name not in matched.get(value, ()):
             matched.setdefault(value, []).append(name)  # positions among equals: the same answer in other numbers
-    held = {v.index: v.held for v in reference.values if v.held is not None and v.constant}
+    returned = {value for call in reference.calls for value in call.outputs} | set(reference.outputs.values())
+    held = {i: v.held for i in sorted(returned) if (v := reference.values[i]).constant and v.held is not None}
     fixed = Shelf({index: one for index, one in held.items() if math.prod(one.shape) > 1})
     constants = match_values(fixed, candidate.constants, limits)
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
-    found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants, families=families)
-    settle(found, given or {})
-    settled = not misshapen and all(name in matched.get(value, ()) for value, name in comparable.items())
-    return _completed(found, known, settled=settled)
+    return Alignment(reference, candidate, limits, comparable, matched, misshapen, constants, families=families)
 
 
-def _completed(found: Alignment, known: Shelf[int], *, settled: bool) -> Alignment:
+def _completed(found: Alignment, known: Shelf[int]) -> Alignment:
     """The alignment with counterparts for what values could not pair, as far as runs confirm them."""
-    candidate, limits = found.candidate, found.limits
+    candidate, limits, settled = found.candidate, found.limits, found.settled
     proposer = _Proposer(found)
     if settled and not found.proposed and not proposer.could_pair():
         return found
@@ -208,8 +237,9 @@ def _completed(found: Alignment, known: Shelf[int], *, settled: bool) -> Alignme
         fresh = match_values(unmatched, proposer.open_tensors(), limits)
         found.isolated_matches |= fresh
         if not proposer.drop_refuted() and not fresh:
-            break
-    found.isolated = candidate.isolated(found.expected())
+            break  # the last run was with just these pairs
+    else:
+        found.isolated = candidate.isolated(found.expected())
     found.unconfirmed = proposer.unconfirmed()
     return found
 
@@ -229,9 +259,13 @@ class _Proposer:
         self._folded_away = self._convolutions_before_folded_norms()
 
     def _convolutions_before_folded_norms(self) -> set[int]:
-        """The sites whose result only a BatchNorm reads, in a graph without one."""
+        """The convolutions before a BatchNorm, in a graph without one."""
         if any(is_batch_norm(node.op) for node in self._graph.nodes):
             return set()
+        return self._before_norms(frozenset({"convolution"}))
+
+    def _before_norms(self, ops: frozenset[str]) -> set[int]:
+        """The sites of some operators whose result only a BatchNorm reads."""
         readers: dict[int, list[Site]] = {}
         for site in self._reference.sites:
             for value in site.inputs:
@@ -239,7 +273,7 @@ class _Proposer:
         return {
             site.index
             for site in self._reference.sites
-            if base_name(site.op) == "convolution"
+            if base_name(site.op) in ops
             and all(is_batch_norm(reader.op) for reader in readers.get(site.outputs[0], ()))
             and readers.get(site.outputs[0])
         }
@@ -265,6 +299,16 @@ class _Proposer:
             if not folded and (array.size, comparable_kind(array)) in sizes:
                 return True
         return False
+
+    def nothing_is_open(self) -> bool:
+        """Whether all that an output depends on is paired.
+
+        But for layers whose result only a BatchNorm reads, and for what moves numbers and computes none: both go into
+        what comes next, and show there.
+        """
+        makers = (self._reference.producer(value) for value in self._open_values())
+        absorbed = self._before_norms(_TAKE_A_NORM_IN)
+        return all(site is not None and (site.index in absorbed or only_moves(site.op)) for site in makers)
 
     def unpaired_values(self) -> set[int]:
         """The values of every family of which nothing is paired."""

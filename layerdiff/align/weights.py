@@ -14,7 +14,7 @@ import numpy as np
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from layerdiff.graph import Graph
     from layerdiff.model import Reference, Site
@@ -73,34 +73,78 @@ def ties(reference: Reference, graph: Graph, constants: Mapping[str, Array]) -> 
         for name in names:
             sites_of.setdefault(name, []).append(site)
     relations: dict[str, dict[str, Tie]] = {}
+    seen = _Seen(reference)
     found: dict[tuple[int, int], dict[str, Tie]] = {}
     for node, operand in ((n, name) for n in graph.nodes for name in n.inputs if name in constants):
         if operand not in relations:
-            relations[operand] = _relations(constants[operand], by_size, reference)
+            relations[operand] = _relations(constants[operand], by_size, seen)
         for name, tie in relations[operand].items():
             for site in sites_of.get(name, ()):
                 found.setdefault((node.index, site), {})[name] = tie
     return found
 
 
-def _relations(array: Array, by_size: Mapping[int, list[str]], reference: Reference) -> dict[str, Tie]:
+class _Seen:
+    """The parameters of a reference; what was once found of one is known from then on."""
+
+    def __init__(self, reference: Reference) -> None:
+        self._parameters = reference.parameters
+        self._outlines: dict[str, Array] = {}
+
+    def array(self, name: str) -> Array:
+        """The numbers of a parameter."""
+        return self._parameters[name]
+
+    def of_about(self, outline: Array, names: Sequence[str]) -> list[str]:
+        """The parameters, of those of one size, that may hold the numbers of an array with such an outline."""
+        key = names[0]  # no other size has it
+        if key not in self._outlines:
+            self._outlines[key] = np.stack([_outline(self._parameters[name]) for name in names])
+        own = self._outlines[key]
+        scale = np.abs(own[:, :2]).max(axis=1, keepdims=True)
+        close = np.all(np.abs(own - outline) <= 1e-6 * np.where(scale > 0, scale, 1.0), axis=1)
+        return [names[int(i)] for i in np.flatnonzero(close)]
+
+
+def _relations(array: Array, by_size: Mapping[int, list[str]], seen: _Seen) -> dict[str, Tie]:
     """The parameters that an array may be; only the best kind of tie is kept."""
-    if array.size < 2 or array.dtype.kind not in "fiu":
-        return {}
     names = by_size.get(array.size, [])
-    found = {name: tie for name in names if (tie := relation(reference.parameters[name], array)) is not None}
-    for best in Tie:
-        if best in found.values():
-            return {name: tie for name, tie in found.items() if tie is best}
-    return {}
+    if not names or array.size < 2 or array.dtype.kind not in "fiu":
+        return {}
+    likely = seen.of_about(_outline(array), names)
+    exact = {name: Tie.EXACT for name in likely if _same_numbers(seen.array(name), array)}
+    if exact:
+        return exact
+    found = {name: tie for name in names if (tie := _resemblance(seen.array(name), array)) is not None}
+    best = next((tie for tie in Tie if tie in found.values()), None)
+    return {name: tie for name, tie in found.items() if tie is best}
 
 
 def relation(parameter: Array, array: Array) -> Tie | None:
     """How an array relates to a parameter of the same size."""
+    return Tie.EXACT if _same_numbers(parameter, array) else _resemblance(parameter, array)
+
+
+def _outline(array: Array) -> Array:
+    """Smallest, largest and mean number: the same for every layout of the same numbers, and quickly told."""
+    return np.array([array.min(), array.max(), array.mean(dtype=np.float64)], np.float64)
+
+
+def _close(one: Array, other: Array, outline: Array) -> bool:
+    """Whether numbers are equal to a millionth of the largest of a parameter with such an outline."""
+    scale = float(np.abs(outline[:2]).max()) or 1.0
+    return bool(np.abs(one - other).max() <= 1e-6 * scale)
+
+
+def _same_numbers(parameter: Array, array: Array) -> bool:
+    """Whether two arrays hold the same numbers, in whatever order."""
+    outline = _outline(parameter)
+    return _close(outline, _outline(array), outline) and _close(_spread(parameter), _spread(array), outline)
+
+
+def _resemblance(parameter: Array, array: Array) -> Tie | None:
+    """How an array relates to a parameter of the same size that holds other numbers."""
     p, a = parameter.astype(np.float64), array.astype(np.float64)
-    scale = float(np.abs(p).max()) or 1.0
-    if np.abs(_spread(p) - _spread(a)).max() <= 1e-6 * scale:
-        return Tie.EXACT
     if array.dtype.kind in "iu":  # quantised: the same numbers in another unit
         views = (v for v in (p, p.T) if v.shape == a.shape and v.ndim >= 2)
         return Tie.NEAR if any(_cosine(v - v.mean(), a - a.mean()) > 0.8 for v in views) else None
@@ -150,9 +194,9 @@ def channel_factors(parameter: Array, array: Array) -> tuple[Array, float]:
 
 def _spread(array: Array) -> Array:
     """Quantiles of the sorted numbers: equal for every layout of the same numbers."""
-    flat = np.sort(array.reshape(-1))
+    flat = np.sort(array, axis=None)
     picks = np.linspace(0, flat.size - 1, min(_QUANTILES, flat.size)).astype(int)
-    return np.concatenate([flat[picks], [flat.mean()]])
+    return np.asarray(flat[picks].astype(np.float64))
 
 
 def _channel_cosines(p: Array, a: Array) -> Array:

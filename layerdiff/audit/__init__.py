@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 def audit(alignment: Alignment) -> tuple[WeightResult, ...]:
     """One result for every parameter and buffer that an output depends on, in the order in which they are read."""
     candidate = alignment.candidate
-    places = Places(alignment)
-    judge = Judge(alignment.reference, candidate.constants, *_stored(candidate))
+    constants = dict(candidate.constants)  # read once: each is looked at for many parameters
+    places = Places(alignment, constants)
+    judge = Judge(alignment.reference, constants, *_stored(candidate))
     needed = places.needed()
     found: dict[str, list[WeightResult]] = {}
     with np.errstate(all="ignore"):

@@ -49,12 +49,16 @@ def layout_of(wanted: Array, array: Array) -> tuple[int, ...] | None:
     for axes in _axes(wanted.ndim):
         view = wanted.transpose(axes)
         some = view[np.unravel_index(picks, view.shape)] if view.ndim else view.reshape(-1)
-        equal_nan = wanted.dtype.kind == "f"
-        if np.array_equal(some, flat[picks], equal_nan=equal_nan) and np.array_equal(
-            view.reshape(-1), flat, equal_nan=equal_nan
-        ):
+        if _equal(some, flat[picks]) and _equal(view, flat.reshape(view.shape)):
             return axes
     return None
+
+
+def _equal(one: Array, other: Array) -> bool:
+    """Whether two arrays are equal, NaN to itself; to look for NaN takes longer than all else."""
+    if np.array_equal(one, other):
+        return True
+    return one.dtype.kind == "f" and np.array_equal(one, other, equal_nan=True)
 
 
 def _axes(rank: int) -> Iterator[tuple[int, ...]]:

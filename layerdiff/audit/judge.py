@@ -88,9 +88,10 @@ class Judge:
 
     def _otherwise(self, wanted: Array, constants: Mapping[str, Array]) -> Held | None:
         """The constant that holds the numbers rounded, quantised, or among others."""
+        alike = {name: array for name, array in constants.items() if array.size == wanted.size}
         return (
-            rounded(wanted, constants, self._formats)
-            or quantised(wanted, constants, self._steps)
+            rounded(wanted, alike, self._formats)
+            or quantised(wanted, alike, self._steps)
             or in_parts(wanted, {name: self._kept(name, array) for name, array in constants.items()})
         )
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from layerdiff.operators import only_moves
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import numpy as np
 
@@ -44,8 +44,9 @@ class Place:
 class Places:
     """Finds the place of each reference operator; neighbours that end in one tensor share one."""
 
-    def __init__(self, alignment: Alignment) -> None:
+    def __init__(self, alignment: Alignment, constants: Mapping[str, Array]) -> None:
         self._alignment = alignment
+        self._constants = constants
         self._forced = alignment.forced()
         self._readers: dict[int, list[Site]] = {}
         for site in alignment.reference.sites:
@@ -119,8 +120,8 @@ class Places:
         found, graph = self._alignment, self._alignment.candidate.graph
         pair = found.pair(value)
         assert pair is not None
-        nodes, _ = graph.region(pair.tensor, set(self._forced) - {pair.tensor})
-        known = found.candidate.constants
+        nodes, _ = graph.region(pair.tensor, self._forced)
+        known = self._constants
         names = dict.fromkeys(name for index in sorted(nodes) for name in graph.nodes[index].reads if name in known)
         arrays = found.isolated or found.candidate.tapped
         right = found.holds(value, arrays.get(pair.tensor)) or found.holds(value, found.candidate.tapped[pair.tensor])

@@ -19,7 +19,7 @@ from layerdiff.files import write_text
 from layerdiff.report.record import Report
 
 FORMAT = "layerdiff-report"
-VERSION = 4
+VERSION = 5
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 

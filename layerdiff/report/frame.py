@@ -15,16 +15,17 @@ if TYPE_CHECKING:
     from layerdiff.report.record import Report
 
 METRICS = tuple(field.name for field in fields(Metrics))
-COLUMNS = ("layer", "call", "type", "op", "onnx_tensor", "evidence", "status", "reason", "noise", *METRICS)
+_ABOUT = ("layer", "call", "type", "op", "onnx_tensor", "evidence", "status", "reason", "noise", "noise_assumed")
 WEIGHT_COLUMNS = tuple(field.name for field in fields(WeightResult))
-COLUMNS += tuple(f"introduced_{name}" for name in METRICS)
+COLUMNS = (*_ABOUT, *METRICS, *(f"introduced_{name}" for name in METRICS))
 
 
 def to_frame(report: Report) -> pd.DataFrame:
     """One row per layer in execution order.
 
     Columns: layer, call, type, op, onnx_tensor, evidence, status, reason, noise (max-abs distance to the float64 twin),
-    then every metric of the normal run under its own name and every metric of the isolated run as ``introduced_…``.
+    noise_assumed (no twin was run, see `Noise`), then every metric of the normal run under its own name and every
+    metric of the isolated run as ``introduced_…``.
     """
     return pd.DataFrame([_row(result) for result in report.layers], columns=list(COLUMNS))
 
@@ -40,6 +41,7 @@ def _row(result: LayerResult) -> dict[str, Any]:
         "status": str(result.status),
         "reason": result.reason,
         "noise": None if result.noise is None else result.noise.max_abs,
+        "noise_assumed": None if result.noise is None else result.noise.assumed,
     }
     for prefix, metrics in (("", result.accumulated), ("introduced_", result.introduced)):
         row |= {prefix + name: None if metrics is None else getattr(metrics, name) for name in METRICS}

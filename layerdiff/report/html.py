@@ -126,7 +126,7 @@ def _row(result: LayerResult) -> str:
         number(result.introduced, "max_abs"),
         number(result.accumulated, "max_abs"),
         number(result.accumulated, "cosine"),
-        "" if result.noise is None else f"{result.noise.max_abs:.2g}",
+        "" if result.noise is None else f"{'≲' if result.noise.assumed else ''}{result.noise.max_abs:.2g}",
     )
     name = layer_name(result.layer) + (f" #{result.call}" if result.call else "")
     texts = (name, result.op or result.type, str(result.status))

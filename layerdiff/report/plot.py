@@ -76,7 +76,9 @@ def _draw(axes: Axes, shown: list[LayerResult]) -> None:
     axes.fill_between(
         xs, SMALLEST / 10, limits, step="mid", color="#cfd8dc", alpha=0.6, linewidth=0, label="explained by rounding"
     )
-    axes.plot(xs, floor, drawstyle="steps-mid", color="#78909c", linewidth=0.8, label="noise floor (float64 twin)")
+    assumed = any(r.noise.assumed for r in shown if r.noise)
+    label = "rounding collected so far" if assumed else "noise floor (float64 twin)"
+    axes.plot(xs, floor, drawstyle="steps-mid", color="#78909c", linewidth=0.8, label=label)
     for status, colour in COLOURS.items():
         picked = [i for i, r in enumerate(shown) if r.status is status]
         if not picked:

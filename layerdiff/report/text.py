@@ -338,6 +338,6 @@ def _cells(result: LayerResult) -> tuple[str, ...]:
         str(result.status),
         number(result.introduced.max_abs if result.introduced else None),
         number(result.accumulated.max_abs if result.accumulated else None),
-        number(result.noise.max_abs if result.noise else None),
+        ("≲" if result.noise and result.noise.assumed else "") + number(result.noise.max_abs if result.noise else None),
         result.onnx_tensor or result.reason,
     )

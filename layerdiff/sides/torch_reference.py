@@ -10,14 +10,14 @@ import torch
 
 from layerdiff.alone import ALONE
 from layerdiff.capture import capture
-from layerdiff.noise import noise_floor
+from layerdiff.noise import draws, noise_floor
 from layerdiff.samples import named_arguments
 from layerdiff.tensors import to_array
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from layerdiff.model import Noise, Reference
+    from layerdiff.model import Noise, Reference, Replay
     from layerdiff.samples import Sample
     from layerdiff.store import Store
 
@@ -50,8 +50,7 @@ class TorchReference:
 
     def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
         """The values that differ in a second run from another seed; none where no operator draws at random."""
-        drawing = (getattr(site.replay, "function", None) for site in reference.sites)
-        if not any(torch.Tag.nondeterministic_seeded in getattr(function, "tags", ()) for function in drawing):
+        if not any(site.replay is not None and _draws(site.replay) for site in reference.sites):
             return frozenset()
         with ALONE, torch.random.fork_rng():
             torch.manual_seed(torch.initial_seed() + 1)
@@ -64,6 +63,10 @@ class TorchReference:
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every value to its float64 shadow."""
         return noise_floor(self._model, sample.args, sample.kwargs, reference)
+
+
+def _draws(replay: Replay) -> bool:
+    return hasattr(replay.function, "tags") and draws(replay.function, replay.args, dict(replay.kwargs))
 
 
 def _equal(array: Array, other: Array | None) -> bool:
