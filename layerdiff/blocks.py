@@ -1,12 +1,12 @@
 """Sums and extremes of large arrays, block by block: each block stays in the processor's cache for all that is asked.
 
-Whole-array arithmetic in float64 moves every number through memory a dozen times. Here float32 numbers are widened one
-block at a time, so what comes out is what float64 gives.
+Whole-array arithmetic in float64 moves every number through memory a dozen times.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 BLOCK = 32_768
 """Elements: a few float64 buffers of this size fit into a second-level cache."""
+TILE = 64
 # A difference of float32 numbers, rounded to float32, is at most this share off.
 _ROUNDED = 2.0**-23
 
 
 @dataclass(frozen=True, slots=True)
 class Overall:
-    """What one pass over two arrays shows; `within` counts elements, `worst` is the place of `max_abs`."""
+    """What one pass over two arrays shows; `within` counts elements, `worst` is the place of `max_abs`.
+
+    `products` is the sum of an expected number times what the actual one is off by.
+    """
 
     max_abs: float
     worst: int
     sum_gap: float
     squares_gap: float
     squares_e: float
-    squares_a: float
     products: float
     max_ulp: float
     within: int
@@ -49,11 +52,11 @@ def largest(array: Array) -> float:
         return float(np.maximum(array.max(), -array.min()))
 
 
-def ordinary(e: Array, a: Array, most: float) -> bool:
-    """Whether both arrays are plain float32 memory of one size without NaN, Inf or magnitudes above a bound."""
+def plain(e: Array, a: Array) -> bool:
+    """Whether both arrays are plain float32 memory of one size."""
     if e.size == 0 or e.size != a.size or e.dtype != np.float32 or a.dtype != np.float32:
         return False
-    return bool(e.flags.c_contiguous and a.flags.c_contiguous and largest(e) <= most and largest(a) <= most)
+    return bool(e.flags.c_contiguous and a.flags.c_contiguous)
 
 
 def _blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:
@@ -67,15 +70,7 @@ def all_within(e: Array, a: Array, limit: float) -> bool | None:
 
     Also None where a difference is not finite. The arrays must be contiguous and of one size.
     """
-    buffer = np.empty(min(BLOCK, e.size), np.float32)
-    worst = np.float32(0.0)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for _, one, other in _blocks(e, a):
-            gap = np.subtract(other, one, out=buffer[: one.size])
-            worst = np.maximum(worst, np.maximum(gap.max(), -gap.min()))
-            if not worst <= 2 * limit:  # far beyond it, or NaN: no need to look at the rest
-                break
-    apart = float(worst)
+    apart = _gap(e, a, 2 * limit)
     if not np.isfinite(apart):
         return None
     if apart * (1 + _ROUNDED) <= limit:
@@ -83,9 +78,45 @@ def all_within(e: Array, a: Array, limit: float) -> bool | None:
     return False if apart * (1 - _ROUNDED) > limit else None
 
 
+def _gap(e: Array, a: Array, enough: float) -> float:
+    """The largest distance of two float32 arrays, in float32; only of the first blocks where that is beyond a bound."""
+    buffer = np.empty(min(BLOCK, e.size), np.float32)
+    worst = np.float32(0.0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        for _, one, other in _blocks(e, a):
+            gap = np.subtract(other, one, out=buffer[: one.size])
+            worst = np.maximum(worst, np.maximum(gap.max(), -gap.min()))
+            if not worst <= enough:  # far beyond it, or NaN: no need to look at the rest
+                break
+    return float(worst)
+
+
+def equal(one: Array, other: Array) -> bool:
+    """Whether two arrays of one shape hold equal numbers; NaN equals nothing. Stops at the first block that differs."""
+    if not (one.flags.c_contiguous and other.flags.c_contiguous):
+        if one.ndim != 2:
+            return bool(np.array_equal(one, other))
+        return all(
+            np.array_equal(np.ascontiguousarray(one[tile]), np.ascontiguousarray(other[tile]))
+            for tile in product(_steps(one.shape[0]), _steps(one.shape[1]))
+        )
+    return all(bool((left == right).all()) for _, left, right in _blocks(one, other))
+
+
+def _steps(count: int) -> list[slice]:
+    """The tiles along an axis: of a matrix that lies turned, whole rows would not stay in the cache."""
+    return [slice(i, i + TILE) for i in range(0, count, TILE)]
+
+
 def largest_gap(e: Array, a: Array) -> float:
-    """The largest distance of two arrays of one size, in memory order; equal infinities are not apart."""
+    """The largest distance of two arrays of one size, in memory order; equal infinities are not apart.
+
+    That of two float32 arrays is rounded to float32.
+    """
     one, other = np.ascontiguousarray(e), np.ascontiguousarray(a).reshape(e.shape)
+    quick = float(_gap(one, other, np.inf)) if plain(one, other) else np.nan
+    if np.isfinite(quick):
+        return quick
     worst = 0.0
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     with np.errstate(invalid="ignore", over="ignore"):
@@ -99,32 +130,46 @@ def largest_gap(e: Array, a: Array) -> float:
     return worst
 
 
-def overall(e: Array, a: Array, limit: float) -> Overall:
-    """Sums and extremes of two contiguous float32 arrays of ordinary, finite numbers, as float64 gives them."""
+@np.errstate(invalid="ignore", over="ignore")
+def overall(e: Array, a: Array, limit: float, most: float) -> Overall | None:
+    """Sums and extremes of two contiguous float32 arrays; None where a number is not finite, or larger than `most`.
+
+    Numbers and their differences stay float32 within a block, the sums of blocks are float64: sums are right to about
+    six digits. `within` counts as float64 does.
+    """
     size = min(BLOCK, e.size)
-    wide_e, wide_a, gaps, units = (np.empty(size) for _ in range(4))
-    bits = np.empty(size, np.int32)
-    sums = np.zeros(5)
+    gaps, units, bits = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.int32)
+    sums = np.zeros(4)
     worst, at, ulps, within = -1.0, 0, 0.0, 0
     for begin, one, other in _blocks(e, a):
         n = one.size
-        we, wa, gap, unit, exponent = wide_e[:n], wide_a[:n], gaps[:n], units[:n], bits[:n]
-        np.copyto(we, one)
-        np.copyto(wa, other)
-        np.subtract(wa, we, out=gap)
+        gap, unit, exponent = gaps[:n], units[:n], bits[:n]
+        np.subtract(other, one, out=gap)
+        squares_e, products = float(one @ one), float(one @ gap)
+        squares_gap = float(gap @ gap)
         np.abs(gap, out=gap)
-        sums += (gap.sum(), gap @ gap, we @ we, wa @ wa, we @ wa)
+        sums += (float(gap.sum()), squares_gap, squares_e, products)
+        # Where the squares have a small sum, no number is large.
+        plain = squares_e <= most**2 / 4 and squares_gap <= most**2 / 4
+        if not plain and not (largest(one) <= most and largest(other) <= most):
+            return None
         place = int(gap.argmax())
-        if gap[place] > worst:
-            worst, at = float(gap[place]), begin + place
-        if worst > 0:
+        top = float(gap[place])
+        if top > worst:
+            worst, at = top, begin + place
+        if top > 0:
             # The exponent alone is the size of the number's unit times 2^23; of subnormal numbers it is that of the
             # smallest normal one.
             np.bitwise_and(one.view(np.int32), 0x7F800000, out=exponent)
             np.maximum(exponent, 0x00800000, out=exponent)
-            np.copyto(unit, exponent.view(np.float32))
-            np.divide(gap, unit, out=unit)
+            np.divide(gap, exponent.view(np.float32), out=unit)
             ulps = max(ulps, float(unit.max()))
-        within += n if gap[place] <= limit else int(np.count_nonzero(gap <= limit))
-    apart, squares_gap, squares_e, squares_a, products = (float(x) for x in sums)
-    return Overall(worst, at, apart, squares_gap, squares_e, squares_a, products, ulps * 2.0**23, within)
+        within += n if top * (1 + _ROUNDED) <= limit else _within(one, other, limit)
+    exact = abs(float(a.reshape(-1)[at]) - float(e.reshape(-1)[at]))
+    apart, squares_gap, squares_e, products = (float(x) for x in sums)
+    return Overall(exact, at, apart, squares_gap, squares_e, products, ulps * 2.0**23, within)
+
+
+def _within(one: Array, other: Array, limit: float) -> int:
+    """How many elements are at most a limit apart, in double precision."""
+    return int(np.count_nonzero(np.abs(other.astype(np.float64) - one) <= limit))

@@ -180,6 +180,13 @@ class Candidate:
         """Every tensor of the graph when some tensors are read with the given values instead of their own."""
         return self._every(values)
 
+    def isolated_in(self, names: Sequence[str], values: Mapping[str, Array]) -> Shelf[str]:
+        """The tensors of the normal run, but for some, which read the given values where there are any."""
+        nodes, start = self.graph.leading_to(names, values)
+        injections = [Injection(name, values[name]) for name in sorted(start) if name in values]
+        sources = {name: self._fed[name] for name in sorted(start) if name not in values}
+        return self.tapped.beside(self._run(names, injections, nodes, sources))
+
     def outputs_with(self, injections: Sequence[Injection]) -> dict[str, Array]:
         """The graph's outputs when the injected tensors are replaced; an output that is itself injected is replaced."""
         names = [port.name for port in self.graph.outputs]

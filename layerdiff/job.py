@@ -173,7 +173,7 @@ class Job:
             sites_of([f.blame.call for f in confined], proven.confined),
             harmless=proven.harmless,
         )
-        book = LayerBook(alignment, floor, run.tolerance, accused, rounded)
+        book = LayerBook(alignment, floor, accused, rounded)
         calls = book.calls()
         return Report(
             divergences=divergences,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from layerdiff.align import Alignment
-    from layerdiff.model import Call, Noise, Reference, Site, Tolerance
+    from layerdiff.model import Call, Noise, Reference, Site
     from layerdiff.precision import Rounded
 
 _SEVERITY = [
@@ -51,14 +51,12 @@ class LayerBook:
         self,
         alignment: Alignment,
         floor: Mapping[int, Noise],
-        tolerance: Tolerance | None,
         accused: Accused,
         rounded: Iterable[Rounded] = (),
     ) -> None:
         self._alignment = alignment
         self._reference: Reference = alignment.reference
         self._floor = floor
-        self._tolerance = tolerance
         self._harmless = accused.harmless
         self._calls = dict.fromkeys(accused.confined, Status.CONFINED) | dict.fromkeys(
             accused.diverging, Status.DIVERGES
@@ -144,7 +142,7 @@ class LayerBook:
         self, value: int, pair: Pair, accumulated: Metrics | None, introduced: Metrics | None
     ) -> tuple[Status, str]:
         found = self._alignment
-        if found.holds(value, found.candidate.tapped.get(pair.tensor)):
+        if accumulated is not None and accumulated.agrees:
             axes = found.candidate.layout.get(pair.tensor)
             if axes is not None:
                 return Status.AGREES, f"{named(axes)} in the file, compared after {axes}"
@@ -206,7 +204,7 @@ class LayerBook:
         if known.array is None or actual is None or actual.size != known.array.size:
             return None
         shaped = np.ascontiguousarray(actual).reshape(known.array.shape)
-        return measure(known.array, shaped, dtype=known.dtype, noise=self._floor.get(value), tolerance=self._tolerance)
+        return measure(known.array, shaped, dtype=known.dtype, tolerance=self._alignment.limits[value])
 
     @staticmethod
     def _result(call: Call, op: str | None, status: Status, reason: str) -> LayerResult:

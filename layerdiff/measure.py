@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.blocks import largest, ordinary, overall
+from layerdiff.blocks import largest, overall, plain
 from layerdiff.model import Metrics, Noise, Tolerance
 
 if TYPE_CHECKING:
@@ -42,7 +42,9 @@ MASK_SMALLEST = 1e3
 MASK_TOLERANCE = 1e-3
 MASK_KINDS = 4
 # Norms below this are measured the careful way: the squares of small numbers are zero.
-_TINY = 1e-60
+# Squares of float32 numbers in float32 vanish below about 1e-38.
+_TINY = 1e-12
+_CANCELLED = 1e-2
 
 
 def mask_like(array: Array) -> NDArray[np.bool_]:
@@ -101,13 +103,18 @@ def rounding_limit(expected: Array, dtype: str, noise: Noise | None) -> Limit:
 
 
 def measure(
-    expected: Array, actual: Array, *, dtype: str = "float32", noise: Noise | None = None, tolerance: Tolerance | None
+    expected: Array,
+    actual: Array,
+    *,
+    dtype: str = "float32",
+    noise: Noise | None = None,
+    tolerance: Tolerance | Limit | None,
 ) -> Metrics:
     """Metrics of `actual` against `expected`, two arrays of one shape.
 
     max_abs, mean_abs and rms are in the units of the values; rel_l2 is ``|a-e| / |e|``; sqnr_db is
     ``10 log10(|e|^2 / |a-e|^2)``; max_ulp is the worst error in units in the last place of the expected element;
-    norm_ratio is ``|a| / |e|``. Without a fixed `tolerance` an element is within when its error is at most
+    norm_ratio is ``|a| / |e|``. Without a `tolerance` an element is within when its error is at most
     `limit_for`. Elements that are not finite are left out of the sums and must coincide exactly.
     """
     e, a = np.asarray(expected), np.asarray(actual)
@@ -155,13 +162,19 @@ def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -
     Simple are finite float32 numbers of ordinary size with one limit for all of them.
     """
     one_limit = allowed.rtol == 0 and np.ndim(allowed.atol) == 0
-    if dtype != "float32" or not one_limit or not ordinary(e, a, MASK_SMALLEST):
+    if dtype != "float32" or not one_limit or not plain(e, a):
         return None
     limit = float(allowed.atol)
-    seen = overall(e, a, limit)
-    norm_e, norm_a, norm_gap = (float(np.sqrt(x)) for x in (seen.squares_e, seen.squares_a, seen.squares_gap))
+    seen = overall(e, a, limit, MASK_SMALLEST)
+    if seen is None:
+        return None
+    grown = 2 * seen.products + seen.squares_gap  # |a|^2 - |e|^2, without the cancellation
+    squares_a = seen.squares_e + grown
+    norm_e, norm_a, norm_gap = (float(np.sqrt(max(x, 0.0))) for x in (seen.squares_e, squares_a, seen.squares_gap))
     if not (norm_e > _TINY and norm_a > _TINY and (norm_gap > _TINY or seen.max_abs == 0)):
         return None  # squares may have vanished
+    if not norm_a > _CANCELLED * norm_e:
+        return None  # nothing is left of the digits
     with np.errstate(divide="ignore"):
         times = float(np.float64(seen.max_abs) / limit) if seen.max_abs > 0 else 0.0
     return Metrics(
@@ -169,10 +182,10 @@ def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -
         mean_abs=seen.sum_gap / e.size,
         rms=norm_gap / float(np.sqrt(e.size)),
         rel_l2=norm_gap / norm_e,
-        cosine=seen.products / (norm_e * norm_a) if norm_gap > 0 else 1.0,
+        cosine=min((seen.squares_e + seen.products) / (norm_e * norm_a), 1.0) if norm_gap > 0 else 1.0,
         sqnr_db=20 * float(np.log10(norm_e / norm_gap)) if norm_gap > 0 else float("inf"),
         max_ulp=seen.max_ulp,
-        norm_ratio=norm_a / norm_e,
+        norm_ratio=float(np.sqrt(1 + grown / seen.squares_e)),
         within=seen.within / e.size,
         worst_index=tuple(int(i) for i in np.unravel_index(seen.worst, e.shape)),
         nonfinite_expected=0,
@@ -243,6 +256,12 @@ def _ratio(top: float, bottom: float) -> float:
     if bottom > 0:
         return top / bottom
     return 0.0 if top == 0 else float("inf")
+
+
+def with_noise(limits: Mapping[int, Limit], floor: Mapping[int, Noise]) -> dict[int, Limit]:
+    """The limits of values without a noise floor, with one that is the same for all rows."""
+    noise = {index: NOISE_FACTOR * known.max_abs for index, known in floor.items()}
+    return {index: Limit(limit.rtol, limit.atol + noise.get(index, 0.0)) for index, limit in limits.items()}
 
 
 def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None) -> dict[int, Limit]:

@@ -19,12 +19,12 @@ from layerdiff.blocks import largest_gap
 from layerdiff.errors import BackendError
 from layerdiff.graph import RANDOM
 from layerdiff.localise import reference_region
-from layerdiff.measure import Limit, limits_for, rounding_limit
+from layerdiff.measure import Limit, limits_for, rounding_limit, with_noise
 from layerdiff.model import Noise
 from layerdiff.noise import floor_of_step
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from layerdiff.align import Alignment
     from layerdiff.candidate import Candidate
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 # How many times what one layer may add all of them together may have added, to be looked at here at all.
 COLLECTED = 1024.0
+# Up to this share of the tensors, it is less work to run what leads to each than to run the whole graph again.
+FEW = 0.25
 # A step that adds less than this share of what its tensor is off by is not where the error comes from.
 MINOR = 0.5
 # How much farther off than the examined run the model that ships may be: its fused kernels round in another order.
@@ -61,15 +63,17 @@ def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> S
     found = only_by_values(reference, candidate, outputs, collected)
     if found is None:
         return None
+    off = {tensor: value for tensor, value in found.forced().items() if not _as_read(found, tensor, value, added)}
     try:
-        found.isolated = found.candidate.isolated(found.expected())
+        _isolate(found, list(off))
     except BackendError:  # what takes no values from outside is looked into the other way
         return None
-    right = all(_right(found, tensor, value, added) for tensor, value in found.forced().items())
-    if not right or not _ships(outputs, candidate, added):
+    if not all(_right(found, tensor, value, added) for tensor, value in off.items()):
+        return None
+    if not _ships(outputs, candidate, added):
         return None
     floor = _collected(found, outputs)
-    found.limits = limits_for(reference, floor, None)
+    found.limits = with_noise(added, floor)
     return Sound(found, floor)
 
 
@@ -87,6 +91,23 @@ def _near(outputs: OutputPairs, arrays: Mapping[str, Array], limits: Mapping[int
         if not same_numbers(expected, arrays[name], limits[value]):
             return False
     return not outputs.unpaired
+
+
+def _as_read(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> bool:
+    """Whether a tensor is right in the normal run already: then nothing has to be put in to see what a layer adds."""
+    expected, actual = found.reference.values[value].array, found.candidate.tapped.get(tensor)
+    if expected is None or actual is None or actual.size != expected.size:
+        return False
+    return same_numbers(expected, actual, limits[value])
+
+
+def _isolate(found: Alignment, off: Sequence[str]) -> None:
+    """Run what leads to the tensors that are off once more, from what should be there; all where they are many."""
+    off = [name for name in off if name in found.candidate.graph.producer]
+    if len(off) > FEW * len(found.candidate.tapped):
+        found.isolated = found.candidate.isolated(found.expected())
+    elif off:
+        found.isolated = found.candidate.isolated_in(off, found.expected())
 
 
 def _right(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> bool:

@@ -20,17 +20,17 @@ from typing import TYPE_CHECKING, Any
 import onnx
 import pandas as pd
 import torch
+from torch import nn
 
 from benchmarks.rivals import Fresh
 from benchmarks.rivals.by_name import hook_and_name
 from benchmarks.rivals.by_polygraphy import polygraphy_mark_all
 from benchmarks.speed.networks import NETWORKS
 from tests.zoo.exports import Exporter, export
+from tests.zoo.sample import Sample
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tests.zoo.sample import Sample
 
 
 def floor(sample: Sample, path: Path) -> None:
@@ -68,9 +68,21 @@ TOOLS: dict[str, Callable[[Sample, Path], None]] = {
 }
 
 
+def warm_up(tool: str, folder: Path) -> None:
+    """One layer through a tool: Python loads its modules, which is no part of what is compared."""
+    tiny = Sample(nn.Sequential(nn.Linear(4, 4), nn.ReLU()).eval(), (torch.ones(1, 4),))
+    other = Sample(nn.Sequential(nn.Linear(4, 4), nn.Tanh()).eval(), tiny.inputs)
+    with tempfile.TemporaryDirectory(dir=folder) as own:
+        for name, model in (("good", tiny.model), ("bad", other.model)):
+            onnx.save(export(model, tiny.inputs, Exporter.TORCHSCRIPT), Path(own) / f"{name}.onnx")
+        for name in ("good", "bad"):
+            TOOLS[tool](tiny, Path(own) / f"{name}.onnx")
+
+
 def one(network: str, tool: str, path: Path) -> None:
-    """Run one tool once, after a floor that warms up what is loaded once, and print what it took."""
+    """Run one tool once, after it and the floor have loaded what is loaded once, and print what it took."""
     torch.set_num_threads(1)
+    warm_up(tool, path.parent)
     sample = NETWORKS[network].build()
     floor(sample, path)
     wall, cpu = time.perf_counter(), time.process_time()

@@ -80,19 +80,20 @@ def says_nothing(array: Array, limit: Limit) -> bool:
     if array.dtype.kind != "f" or array.size < 2:
         return False
     room = float(np.median(limit.atol))
-    if largest(array) <= MASK_SMALLEST and _spreads_beyond(array, room / VAGUE):
+    if _spreads_beyond(array, room / VAGUE):
         return False
     ordinary = array[np.isfinite(array) & ~mask_like(array)].astype(np.float64)
     return bool(ordinary.size) and room > VAGUE * float(np.std(ordinary)) > 0
 
 
 def _spreads_beyond(array: Array, least: float) -> bool:
-    """Whether a part of an array alone makes its standard deviation larger than a bound.
+    """Whether a part of the ordinary numbers alone makes the standard deviation of them all larger than a bound.
 
     Of n numbers, m have the sum of squares about their own mean that all n have at least about theirs.
     """
     some = array.reshape(-1)[:: max(1, array.size // 4096)].astype(np.float64)
-    return float(np.sum((some - some.mean()) ** 2)) > least**2 * array.size
+    some = some[np.abs(some) <= MASK_SMALLEST]
+    return some.size > 0 and float(np.sum((some - some.mean()) ** 2)) > least**2 * array.size
 
 
 class _Table:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from layerdiff.blocks import BLOCK
 from layerdiff.operators import base_name, is_batch_norm, is_reshaping
 
 if TYPE_CHECKING:
@@ -35,10 +36,6 @@ class Fold:
     room: Array
     scaling: tuple[int, ...]
     shifting: tuple[int, ...]
-
-    def weights(self, weight: Array) -> Array:
-        """The folded weight, output channels first."""
-        return weight.astype(np.float64) * self.factor.reshape(-1, *[1] * (weight.ndim - 1))
 
 
 def folds(reference: Reference, heavy: Site, readers: Mapping[int, Sequence[Site]]) -> Iterator[Fold]:
@@ -173,6 +170,36 @@ def _norm(reference: Reference, site: Site, value: int, channels: int) -> _Step 
     return _Step(factor, beta - factor * mean, np.abs(beta) + np.abs(factor * mean), scaling, shifting)
 
 
+class FoldGaps(NamedTuple):
+    """How far a constant is from a folded weight."""
+
+    wrong: Array
+    """Per channel: whether it differs by more than a fold rounds."""
+    max_abs: float
+    rel_l2: float
+
+
+def fold_gaps(weight: Array, factor: Array, got: Array, room: Array | float = 0.0) -> FoldGaps:
+    """A constant against a weight times a factor per channel; channels come first in all of them."""
+    rows, sides = weight.reshape(weight.shape[0], -1), got.reshape(weight.shape[0], -1)
+    gaps, sizes, squares = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(2)
+    step = max(1, BLOCK // max(1, rows.shape[1]))
+    for begin in range(0, len(rows) if rows.shape[1] else 0, step):
+        part = slice(begin, begin + step)
+        wanted = rows[part] * factor[part, None]  # in double precision, as the factor is
+        gap = sides[part] - wanted
+        squares += np.vdot(gap, gap), np.vdot(wanted, wanted)
+        gaps[part], sizes[part] = _extremes(gap), _extremes(wanted)
+    wrong = ~(gaps <= _EQUAL * sizes + room)
+    apart, size = np.sqrt(squares)
+    return FoldGaps(wrong, float(gaps.max(initial=0.0)), float(apart) / max(float(size), 1e-300))
+
+
+def _extremes(rows: Array) -> Array:
+    """The largest magnitude in each row."""
+    return np.asarray(np.maximum(rows.max(axis=1), -rows.min(axis=1)))
+
+
 def channel_errors(wanted: Array, got: Array, room: Array | float = 0.0) -> Array:
     """Which channels (leading indices) of two arrays differ by more than a fold rounds."""
     w, g = wanted.reshape(wanted.shape[0], -1), got.reshape(wanted.shape[0], -1)
@@ -188,7 +215,7 @@ def views_of(weight: Array, constants: Mapping[str, Array]) -> Iterator[tuple[st
         turned = [array] if array.ndim < 2 else [array, np.swapaxes(array, 0, 1), np.swapaxes(array, 0, -1)]
         for view in turned:
             if np.squeeze(view).shape == np.squeeze(weight).shape:
-                yield name, view.reshape(weight.shape).astype(np.float64)
+                yield name, view.reshape(weight.shape)
                 if weight.shape[0] != weight.shape[-1]:
                     break
 

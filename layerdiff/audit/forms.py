@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from layerdiff.blocks import equal
 from layerdiff.weights import Carried
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def layout_of(wanted: Array, array: Array) -> tuple[int, ...] | None:
 
 def _equal(one: Array, other: Array) -> bool:
     """Whether two arrays are equal, NaN to itself; to look for NaN takes longer than all else."""
-    if np.array_equal(one, other):
+    if equal(one, other):
         return True
     return one.dtype.kind == "f" and np.array_equal(one, other, equal_nan=True)
 

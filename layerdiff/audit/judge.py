@@ -12,6 +12,7 @@ from layerdiff.audit.folds import (
     Fold,
     bias_room,
     channel_errors,
+    fold_gaps,
     folds,
     output_axis,
     views_of,
@@ -164,12 +165,11 @@ class Judge:
         key = (heavy.index, fold.scaling, fold.shifting, *place.constants)
         if key not in self._halves:
             weight = np.moveaxis(self._array(fold.weight), output_axis(heavy), 0)
-            expected = fold.weights(weight)
             found = []
             for name, view in views_of(weight, place.constants):
-                wrong = channel_errors(expected, view, self._room(name, view))
-                found.append(_Half(name, wrong, float(np.abs(view - expected).max()), _relative(expected, view)))
-                if not wrong.any():
+                gaps = fold_gaps(weight, fold.factor, view, self._room(name, view))
+                found.append(_Half(name, *gaps))
+                if not gaps.wrong.any():
                     break
             self._halves[key] = min(found, key=lambda half: int(half.wrong.sum()), default=None)
         return self._halves[key]

@@ -106,6 +106,7 @@ class OnnxRuntime:
         options.graph_optimization_level = _LEVELS[optimisation]
         if optimisation is Optimisation.NONE:  # as the file lists them: what is not read any more goes at once
             options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
+            options.add_session_config_entry("session.disable_prepacking", "1")  # run once: copies do not pay
         options.log_severity_level = 4
         if self._threads is not None:
             options.intra_op_num_threads = self._threads
