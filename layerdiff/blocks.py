@@ -65,17 +65,18 @@ def _blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:
         yield begin, flat_e[begin : begin + BLOCK], flat_a[begin : begin + BLOCK]
 
 
-def all_within(e: Array, a: Array, limit: float) -> bool | None:
-    """Whether no element of two float32 arrays is farther apart than a limit; None where only float64 can tell.
+def all_within(e: Array, a: Array, least: float, most: float) -> bool | None:
+    """Whether no element of two float32 arrays is farther apart than a limit, which lies between two bounds.
 
-    Also None where a difference is not finite. The arrays must be contiguous and of one size.
+    None where only a look at each element in float64 can tell, or a difference is not finite. The arrays must be
+    contiguous and of one size.
     """
-    apart = _gap(e, a, 2 * limit)
+    apart = _gap(e, a, 2 * most)
     if not np.isfinite(apart):
         return None
-    if apart * (1 + _ROUNDED) <= limit:
+    if apart * (1 + _ROUNDED) <= least:
         return True
-    return False if apart * (1 - _ROUNDED) > limit else None
+    return False if apart * (1 - _ROUNDED) > most else None
 
 
 def _gap(e: Array, a: Array, enough: float) -> float:

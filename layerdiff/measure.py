@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.blocks import largest, overall, plain
+from layerdiff.blocks import Overall, largest, overall, plain
 from layerdiff.model import Metrics, Noise, Tolerance
 
 if TYPE_CHECKING:
@@ -159,13 +159,11 @@ def measure(
 def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -> Metrics | None:
     """The metrics in one pass over blocks that fit into the processor's cache; None for what is not so simple.
 
-    Simple are finite float32 numbers of ordinary size with one limit for all of them.
+    Simple are finite float32 numbers of ordinary size with one limit for all of them, or one for each row.
     """
-    one_limit = allowed.rtol == 0 and np.ndim(allowed.atol) == 0
-    if dtype != "float32" or not one_limit or not plain(e, a):
+    if dtype != "float32" or allowed.rtol != 0 or not plain(e, a):
         return None
-    limit = float(allowed.atol)
-    seen = overall(e, a, limit, MASK_SMALLEST)
+    seen = overall(e, a, float(np.min(allowed.atol)), MASK_SMALLEST)
     if seen is None:
         return None
     grown = 2 * seen.products + seen.squares_gap  # |a|^2 - |e|^2, without the cancellation
@@ -175,8 +173,8 @@ def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -
         return None  # squares may have vanished
     if not norm_a > _CANCELLED * norm_e:
         return None  # nothing is left of the digits
-    with np.errstate(divide="ignore"):
-        times = float(np.float64(seen.max_abs) / limit) if seen.max_abs > 0 else 0.0
+    worst = tuple(int(i) for i in np.unravel_index(seen.worst, e.shape))
+    limit, times, within = _against(e, a, allowed.atol, seen, worst)
     return Metrics(
         max_abs=seen.max_abs,
         mean_abs=seen.sum_gap / e.size,
@@ -186,15 +184,29 @@ def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -
         sqnr_db=20 * float(np.log10(norm_e / norm_gap)) if norm_gap > 0 else float("inf"),
         max_ulp=seen.max_ulp,
         norm_ratio=float(np.sqrt(1 + grown / seen.squares_e)),
-        within=seen.within / e.size,
-        worst_index=tuple(int(i) for i in np.unravel_index(seen.worst, e.shape)),
+        within=within / e.size,
+        worst_index=worst,
         nonfinite_expected=0,
         nonfinite_actual=0,
         nonfinite_mismatches=0,
         limit=limit,
         times_limit=times,
-        agrees=seen.within == e.size,
+        agrees=within == e.size,
     )
+
+
+def _against(
+    e: Array, a: Array, atol: float | Array, seen: Overall, worst: tuple[int, ...]
+) -> tuple[float, float, int]:
+    """The limit at the worst place, the most times that an element is beyond its own, and how many are within it."""
+    with np.errstate(divide="ignore"):
+        if np.ndim(atol) == 0:
+            return float(atol), float(np.float64(seen.max_abs) / atol) if seen.max_abs > 0 else 0.0, seen.within
+        allowed = np.broadcast_to(atol, (*e.shape[:-1], 1))
+        gap = np.abs(np.subtract(a, e, dtype=np.float64))
+        times = gap.max(axis=-1, keepdims=True) / allowed
+        within = e.size if times.max() <= 1 else int(np.count_nonzero(gap <= allowed))
+        return float(allowed[(*worst[:-1], 0)]), float(times.max()), within
 
 
 def allowances(expected: Array, tolerance: Tolerance | Limit) -> Array:

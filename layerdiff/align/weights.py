@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _QUANTILES = 129
+# Of weights with more numbers than this, about so many channels are looked at before all are.
+_LARGE, _CHANNELS = 65_536, 64
 
 
 class Tie(str, Enum):
@@ -144,6 +146,8 @@ def _same_numbers(parameter: Array, array: Array) -> bool:
 
 def _resemblance(parameter: Array, array: Array) -> Tie | None:
     """How an array relates to a parameter of the same size that holds other numbers."""
+    if parameter.size > _LARGE and array.dtype.kind == "f" and parameter.ndim >= 2 and not _alike(parameter, array):
+        return None
     p, a = parameter.astype(np.float64), array.astype(np.float64)
     if array.dtype.kind in "iu":  # quantised: the same numbers in another unit
         views = (v for v in (p, p.T) if v.shape == a.shape and v.ndim >= 2)
@@ -159,6 +163,17 @@ def _resemblance(parameter: Array, array: Array) -> Tie | None:
     if p.ndim == 1 and a.ndim == 1 and p.size >= 8 and _cosine(p - p.mean(), a - a.mean()) > 0.9:
         return Tie.NEAR
     return None
+
+
+def _alike(parameter: Array, array: Array) -> bool:
+    """Whether some channels of two large arrays point in similar directions; those of unrelated weights do not."""
+    for view in {parameter.shape: parameter, parameter.T.shape: parameter.T}.values():
+        if view.shape == array.shape:
+            picked = slice(None, None, max(1, len(view) // _CHANNELS))
+            p, a = view[picked].astype(np.float64), array[picked].astype(np.float64)
+            if _cosine(p, a) > 0.5 or np.median(_channel_cosines(p, a)) > 0.9:
+                return True
+    return False
 
 
 def by_output_channel(reference: Reference, site: Site, weight: Array) -> Array:
