@@ -224,11 +224,15 @@ def floor_from(expected: Array, others: Sequence[Array], more: float = 0.0) -> N
     step = max(1, ROWS_AT_ONCE // max(1, width))
     for begin in range(0, len(flat), step):
         part = slice(begin, begin + step)
-        gap = np.max([_gap(flat[part], other[part], bound) for other in rest], axis=0) + more
+        gap = _gap(flat[part], rest[0][part], bound)
+        for other in rest[1:]:
+            np.maximum(gap, _gap(flat[part], other[part], bound), out=gap)
+        gap += more
         rows[part, 0] = gap.max(axis=1)
         before, worst = worst, max(worst, float(rows[part].max()))
         if worst > 0:  # the squares of small numbers are zero
-            squares = squares * (before / worst) ** 2 + float(np.sum((gap / worst) ** 2))
+            gap /= worst
+            squares = squares * (before / worst) ** 2 + float(np.vdot(gap, gap))
     if worst == 0:
         return Noise(0.0, 0.0)
     return _floor(expected, rows, worst, worst * float(np.sqrt(squares / expected.size)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.blocks import all_within
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _QUANTILES = 129
 # Of weights with more numbers than this, about so many channels are looked at before all are.
 _LARGE, _CHANNELS = 65_536, 64
+_FEW = 8
 
 
 class Tie(str, Enum):
@@ -141,7 +143,21 @@ def _close(one: Array, other: Array, outline: Array) -> bool:
 def _same_numbers(parameter: Array, array: Array) -> bool:
     """Whether two arrays hold the same numbers, in whatever order."""
     outline = _outline(parameter)
+    if _near_in_place(parameter, array, outline):
+        return True
     return _close(outline, _outline(array), outline) and _close(_spread(parameter), _spread(array), outline)
+
+
+def _near_in_place(parameter: Array, array: Array, outline: Array) -> bool:
+    """Whether two arrays are equal as they lie, or one turned: most weights are, and no sorting is needed then."""
+    room = 1e-6 * (float(np.abs(outline[:2]).max()) or 1.0)
+    for view in (parameter, parameter.T):
+        if view.size == array.size and view.dtype == array.dtype == np.float32:
+            flat = array if array.shape == view.shape else array.reshape(view.shape)
+            some = tuple(slice(None, None, max(1, count // _FEW)) for count in view.shape)
+            if np.abs(view[some] - flat[some]).max() <= room:
+                return bool(all_within(np.ascontiguousarray(view), np.ascontiguousarray(flat), room, room))
+    return False
 
 
 def _resemblance(parameter: Array, array: Array) -> Tie | None:

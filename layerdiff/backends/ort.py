@@ -153,7 +153,9 @@ class _OrtSession:
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
         self._inputs = {port.name: port.type for port in session.get_inputs() if port.type in NARROW}
-        self._outputs = {port.name for port in session.get_outputs() if port.type in NARROW}
+        kinds = [port.type for port in (*session.get_inputs(), *session.get_outputs())]
+        dense = all(kind.startswith("tensor(") and kind != "tensor(string)" for kind in kinds)
+        self._foreign = not dense and NARROW.keys().isdisjoint(kinds)
 
     def run(
         self, feeds: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None
@@ -166,7 +168,7 @@ class _OrtSession:
         return {n: a if isinstance(a, np.ndarray) else None for n, a in zip(names, arrays, strict=True)}
 
     def _arrays(self, names: list[str], feeds: Mapping[str, np.ndarray[Any, Any]]) -> list[Any]:
-        if not self._inputs and self._outputs.isdisjoint(names):
+        if self._foreign or any(array.dtype.kind not in "fciub" for array in feeds.values()):
             return list(self._session.run(names, dict(feeds)))
         given = {
             name: narrowed(array, self._inputs[name])
@@ -175,7 +177,7 @@ class _OrtSession:
             for name, array in feeds.items()
         }
         found = self._session.run_with_ort_values(names, given)
-        return [widened(v) if v.data_type() in NARROW else v.numpy() for v in found]
+        return [widened(v) if v.data_type() in NARROW else v.numpy() for v in found]  # numpy() shares the memory
 
 
 def _failure(what: str, error: Exception, advice: str = "") -> BackendError:
