@@ -242,7 +242,8 @@ class Candidate:
             injections = [Injection(n, self.as_in_file(n, values[n])) for n in sorted(start) if n in values]
             sources = {n: made[n].array if n in made else self._fed[n] for n in sorted(start) if n not in values}
             found = self._in_file(names, injections, nodes, sources)
-            made |= {name: self._store.keep(found.pop(name)) for name in list(found)}
+            # Copies: a runtime frees all that a session took only when no array of it is left, however small.
+            made |= {name: self._store.keep_copy(found.pop(name)) for name in list(found)}
         return Shelf(made).turned(self.layout)
 
     @cached_property
