@@ -120,8 +120,7 @@ def numbers(tensor: onnx.TensorProto, folder: Path | None) -> Array:
     if dtype.itemsize * math.prod(tensor.dims) != raw.size or dtype.kind not in "fciub":  # packed, or not of numpy
         inside = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=raw.tobytes())
         return np.asarray(numpy_helper.to_array(inside))
-    array: Array = raw.view(dtype).reshape(tuple(tensor.dims))
-    return array if array.flags.aligned else array.copy()
+    return np.asarray(raw.view(dtype).reshape(tuple(tensor.dims)))  # numpy also reads what is not aligned
 
 
 def _mapped(tensor: onnx.TensorProto, folder: Path | None) -> Array:

@@ -17,6 +17,7 @@ import numpy as np
 
 from layerdiff.align.values import SAMPLES, same_numbers, says_nothing
 from layerdiff.layout import after, inverse, is_trivial, one_axis_moved
+from layerdiff.store import Made
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,8 +46,8 @@ def layouts(
     """For each tensor in a foreign layout the axes that bring it into the model's."""
     graph, tapped = candidate.graph, candidate.tapped
     plain = {name for names in matched.values() for name in names} | {port.name for port in graph.outputs}
-    seen = {n: a for n, a in tapped.items() if n not in plain and a.ndim in RANKS and a.dtype.kind == "f"}
-    found = _by_values(known, seen, limits)
+    seen = [n for n, a in tapped.items() if n not in plain and a.ndim in RANKS and a.dtype.kind == "f"]
+    found = _by_values(known, Made(dict.fromkeys(seen), lambda name: tapped[name]), limits)
     if not found:
         return {}
     _Carrier(graph, tapped, found, {array.shape for array in known.values()}).carry_on(plain)

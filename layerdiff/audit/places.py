@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.operators import only_moves
+from layerdiff.store import Made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -35,7 +36,7 @@ class Place:
     `right` tells whether the result comes out right; None where no tensor stands for it.
     """
 
-    constants: dict[str, Array]
+    constants: Mapping[str, Array]
     operators: frozenset[str]
     right: bool | None
     sites: frozenset[int]
@@ -85,7 +86,7 @@ class Places:
     def of(self, site: Site) -> Place:
         """The place of a site."""
         ends = self._ends(site)
-        constants: dict[str, Array] = {}
+        constants: dict[str, None] = {}
         operators: set[str] = set()
         sites: set[int] = {site.index}
         rights = []
@@ -93,11 +94,11 @@ class Places:
             if value not in self._known:
                 self._known[value] = self._ending_in(value)
             part = self._known[value]
-            constants |= part.constants
+            constants |= dict.fromkeys(part.constants)
             operators |= part.operators
             sites |= part.sites
             rights.append(part.right)
-        return Place(constants, frozenset(operators), all(rights) if rights else None, frozenset(sites))
+        return Place(self._numbers(constants), frozenset(operators), all(rights) if rights else None, frozenset(sites))
 
     def _ends(self, site: Site) -> list[int]:
         """The nearest values downstream that a tensor stands for."""
@@ -127,7 +128,12 @@ class Places:
         right = found.holds(value, arrays.get(pair.tensor)) or found.holds(value, found.candidate.tapped[pair.tensor])
         operators = frozenset(graph.nodes[index].op for index in nodes)
         sites, _ = reference_region(found, value)
-        return Place({name: known[name] for name in names}, operators, right, frozenset(sites))
+        return Place(self._numbers(names), operators, right, frozenset(sites))
+
+    def _numbers(self, names: Mapping[str, None]) -> Mapping[str, Array]:
+        """The numbers of some constants, read when they are looked at: weights that are kept stay in memory."""
+        known = self._alignment.candidate.constants
+        return Made(names, lambda name: known[name])
 
     def needed(self) -> frozenset[int]:
         """The sites that some output depends on."""
