@@ -173,7 +173,7 @@ class _OrtSession:
         given = {
             name: narrowed(array, self._inputs[name])
             if name in self._inputs
-            else ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            else ort.OrtValue.ortvalue_from_numpy(array if array.flags.c_contiguous else array.copy())
             for name, array in feeds.items()
         }
         found = self._session.run_with_ort_values(names, given)
