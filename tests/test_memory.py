@@ -12,7 +12,7 @@ import torch
 from onnx import helper
 
 import layerdiff
-from layerdiff import memory, store, tracing
+from layerdiff import job, memory, store, tracing
 from layerdiff.graph import Graph
 from layerdiff.portions import portions
 from layerdiff.store import Shelf, Store

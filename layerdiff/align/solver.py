@@ -214,7 +214,9 @@ def _by_values(
         if judged is not None and judged.agrees and name not in matched.get(value, ()):
             matched.setdefault(value, []).append(name)  # positions among equals: the same answer in other numbers
     returned = {value for call in reference.calls for value in call.outputs} | set(reference.outputs.values())
-    held = {i: v.held for i in sorted(returned) if (v := reference.values[i]).constant and v.held is not None}
+    computed = {value for site in reference.sites if not only_moves(site.op) for value in site.outputs}
+    wanted = sorted(returned | computed)  # not every weight that is turned
+    held = {i: v.held for i in wanted if (v := reference.values[i]).constant and v.held is not None}
     fixed = Shelf({index: one for index, one in held.items() if math.prod(one.shape) > 1})
     constants = match_values(fixed, candidate.constants, limits)
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
