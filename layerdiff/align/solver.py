@@ -230,17 +230,19 @@ def _completed(found: Alignment, known: Shelf[int]) -> Alignment:
     if settled and not found.proposed and not proposer.could_pair():
         return found
     found.tied = ties(found.reference, candidate.graph, candidate.constants)
+    outdated = False
     for _ in range(ROUNDS):
         proposer.propose()
         if settled and not found.proposed:
-            return found  # the outputs agree, and nothing inside is left that could differ
+            break  # the outputs agree, and nothing inside is left that could differ
         found.isolated = candidate.isolated(found.expected())
         unmatched = known.only(proposer.unpaired_values())
         fresh = match_values(unmatched, proposer.open_tensors(), limits)
         found.isolated_matches |= fresh
-        if not proposer.drop_refuted() and not fresh:
-            break  # the last run was with just these pairs
-    else:
+        outdated = proposer.drop_refuted() or bool(fresh)
+        if not outdated:
+            break
+    if outdated:  # what was put in for pairs that are taken back must not show
         found.isolated = candidate.isolated(found.expected())
     found.unconfirmed = proposer.unconfirmed()
     return found
