@@ -25,11 +25,12 @@ _RULES = (np.floor, np.rint)  # torchvision truncates the long side, others roun
 
 
 class Sampling(str, Enum):
-    """What of a picture one pixel of an input shows: all that it covers, or the pixel at one place."""
+    """What of a picture one pixel of an input shows: all that it covers, one pixel, or a place between four of them."""
 
     AREA = "area"
     CORNER = "corner"
     MIDDLE = "middle"
+    BETWEEN = "between"
     ALIGNED = "aligned corners"
 
 
@@ -85,6 +86,7 @@ class Frame:
             (Sampling.CORNER, picture.pixels(first[0], last[1])),
             (Sampling.CORNER, picture.pixels(last[0], first[1])),
             (Sampling.MIDDLE, picture.pixels(np.floor(tops + dy / 2), np.floor(lefts + dx / 2))),
+            (Sampling.BETWEEN, picture.between(tops + dy / 2 - 0.5, lefts + dx / 2 - 0.5)),
             (Sampling.ALIGNED, picture.between(aligned[0], aligned[1])),
         ):
             best = max(best, (correlation(shown, values), sampling))

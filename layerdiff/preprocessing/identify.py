@@ -14,7 +14,7 @@ from layerdiff.preprocessing.orientation import back
 from layerdiff.preprocessing.recipes import SAME, brightness_left, tries
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from layerdiff.preprocessing.likely import Likely
     from layerdiff.preprocessing.recipes import Recipe, Way, Workshop
@@ -25,6 +25,8 @@ Found = tuple["Recipe | None", float]
 _EXACT = 1e-5
 """What one and the same routine leaves; below it no other kernel is tried, above it a better one is looked for."""
 _CLEAR = 0.99  # a correlation that leaves little but the kernel to find
+_NEAR = 0.9  # a correlation of a frame that is the right one, or beside it
+_AHEAD = 0.002  # by which a right frame is better than the next one
 _RELATED = 0.07  # a correlation that chance does not reach in so many places and frames
 _NEAREST = 8  # kernels that are tried with every decoder; rounding to levels can put the right one behind a few others
 _ALIKE = 1e-6  # levels of brightness by which kernels differ that compute the same
@@ -44,8 +46,9 @@ def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | No
     tried: dict[Way, float] = {}
     others = as_the_other(shop, planes, first)
     if first is not None:  # most often all is as on the other side but the decoder
-        best = _with_any_decoder(shop, planes, others[:1], first.kernel, enough)
-    for frames in chain([others], stages(shop, planes, tried)):
+        sure = [item for item in others[:1] if item.score > _NEAR]
+        best = _with_any_decoder(shop, planes, sure, first.kernel, enough)
+    for frames in _clear_first(chain([others], stages(shop, planes, tried))):
         if best[1] <= enough:
             return best
         best = _better(best, _quickly(shop, planes, frames, (quick, enough), tried))
@@ -57,6 +60,13 @@ def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | No
             return best
     likely = _likeliest(tried, _RELATED)
     return _better(best, _thoroughly(shop, planes, likely, enough)) if likely else best
+
+
+def _clear_first(stages_of: Iterable[list[Likely]]) -> Iterator[list[Likely]]:
+    """Stages of frames; a best frame that is clearly better than the next goes alone, before the others."""
+    for frames in stages_of:
+        alone = len(frames) > 1 and frames[0].score > _NEAR and frames[0].score - frames[1].score > _AHEAD
+        yield from [frames[:1], frames[1:]] if alone else [frames]
 
 
 def _better(one: Found, other: Found) -> Found:

@@ -74,7 +74,7 @@ def stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterato
     stored = back(shop.sources[0].upright)  # as the picture lies without its EXIF orientation
     turns = list(dict.fromkeys([best, STILL, stored]))
     flips = [turn for turn in TURNS if turn not in turns and not turn.transpose]
-    for far, looked_at in ((False, turns), (False, flips), (True, turns)):
+    for far, looked_at in ((False, turns), (True, turns), (False, flips)):
         if max(tried.values(), default=0.0) > _NEAR and (far or looked_at is flips):
             return
         found = [(turn, frame) for turn in looked_at for frame in _searched(shop, planes, turn, far=far)]

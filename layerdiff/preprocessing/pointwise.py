@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+_NO_WORSE = 1.5
 _HALF_GAIN = 1e-3
 """How far float16 can put a factor off, relatively: few levels are rounded alike wherever they are."""
 _FACTORS = (1.0, 255.0, 1 / 255)
@@ -46,10 +47,16 @@ def halved(nearest: Placed, expected: Array, actual: Array) -> Chain | None:
     around = geometric_steps(nearest)
     if not share or around is None or found.left * max(float(np.ptp(samples[0])), 1e-30) > share * size:
         return None
+
+    def told(relation: Relation) -> Chain:
+        steps = numeric_steps(nearest.view, relation, samples)
+        return applied((*around[0], *steps, *half_step(expected, actual), *around[1]), expected, actual)
+
+    # What float16 hid is hidden from the fit, too: nothing that was there may leave much more than the fit does.
+    allowed = min(share * size, max(_NO_WORSE * told(found).residual, share * size / 4))
     for relation in _without_blur(found, samples):
-        steps = (*around[0], *numeric_steps(nearest.view, relation, samples), *half_step(expected, actual), *around[1])
-        chain = applied(steps, expected, actual)
-        if chain.residual <= share * size:
+        chain = told(relation)
+        if chain.residual <= allowed:
             return replace(chain, reproduced=chain.residual)
     return None
 

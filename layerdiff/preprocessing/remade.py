@@ -65,13 +65,13 @@ def precision(planes: Array) -> float:
 
 def _differences(both: Remade, code: Written) -> Iterator[Step]:
     e, a = _lying(both.expected.recipe), _lying(both.actual.recipe)
-    if e.turn != a.turn and _one_off(e.frame, a.frame):  # what is odd lies on the other side when it is turned
+    if e.turn != a.turn and _mirrored(e.frame, a.frame):  # what is odd lies on the other side when it is turned
         a = replace(a, frame=e.frame)
     if e.source.decoder != a.source.decoder:
         parameters = {"expected": e.source.decoder, "actual": a.source.decoder}
         yield _step("decoder", parameters, f"decoded by {a.source.decoder}, wanted {e.source.decoder}", code.decoded)
     yield from _turned(e, a, code)
-    yield from _placed(e, a, code)
+    yield from _placed(e, a, code, both)
     yield from _resized(both, code)
     if e.relation.order != a.relation.order:
         yield _reordered(e, a, code)
@@ -104,14 +104,14 @@ def _unturned(recipe: Recipe, turn: Turn) -> Recipe:
     return replace(recipe, frame=Frame(cut, size, window, target, canvas))
 
 
-def _one_off(one: Frame, other: Frame) -> bool:
-    """Whether two frames are the same but for a pixel where what is left over is odd."""
+def _mirrored(one: Frame, other: Frame) -> bool:
+    """Whether a frame lies where another does, or where that lies in a mirror, with an odd pixel on the other side."""
     if (one.cut, one.size, one.canvas) != (other.cut, other.size, other.canvas):
         return False
     pairs = ((one.window, other.window, one.size), (one.target, other.target, one.canvas))
     for a, b, area in pairs:
         for first, second, length, room in ((a.top, b.top, a.height, area[0]), (a.left, b.left, a.width, area[1])):
-            if a.size != b.size or abs(first - second) > (room - length) % 2:
+            if a.size != b.size or second not in (first, room - length - first):
                 return False
     return True
 
@@ -145,11 +145,13 @@ def _turned(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
         yield _step(kind, undone.parameters | {"side": which.partition("'")[0]}, undone.summary, code.decoded)
 
 
-def _placed(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
+def _placed(e: Recipe, a: Recipe, code: Written, both: Remade) -> Iterator[Step]:
     """Letterbox against stretch against crop, their numbers, and the size of the input."""
     ours, theirs = e.frame.setting, a.frame.setting
     modes = {e.frame.mode, a.frame.mode}
     pads = [_pad(r) for r in (e, a)]
+    if pads[0] is not None and pads[1] is not None and np.abs(np.subtract(pads[0], pads[1])).max() <= _pad_slack(both):
+        pads[1] = pads[0]
     ours, theirs = ({**s, "pad": p} if p is not None else s for s, p in zip((ours, theirs), pads, strict=True))
     parameters = {"expected": ours, "actual": theirs}
     if len(modes - {"resize"}) == 2 or (len(modes) == 2 and not _fits(e, a)):
@@ -176,6 +178,11 @@ def _placed(e: Recipe, a: Recipe, code: Written) -> Iterator[Step]:
         )
         wanted = f"{_by(e.frame.size)} and {e.frame.window.top}, {e.frame.window.left}"
         yield _step("crop", parameters, f"{text}, wanted {wanted}", code.placed)
+
+
+def _pad_slack(both: Remade) -> float:
+    """By how many levels two borders may be apart that are one: more where a number format hides the last digits."""
+    return 0.05 if not any(precision(side.planes) for side in (both.expected, both.actual)) else 0.25
 
 
 def _fits(e: Recipe, a: Recipe) -> bool:
@@ -217,7 +224,7 @@ def _letterbox_text(e: Recipe, a: Recipe, pads: list[list[float] | None]) -> str
         parts.append(f"is {kinds[1]}, wanted {kinds[0]}")
     elif _corner(e) != _corner(a):
         parts.append(f"lies {_corner(a)}, wanted {_corner(e)}")
-    if pads[0] is not None and pads[1] is not None and np.abs(np.subtract(pads[0], pads[1])).max() > 0.05:
+    if pads[0] is not None and pads[1] is not None and pads[0] != pads[1]:
         parts.append(f"is padded with {_few(pads[1])}, wanted {_few(pads[0])}")
     return " and ".join(parts)
 
