@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 Found = tuple["Recipe | None", float]
+Tried = dict["Way", tuple[float, Sampling]]  # how near each way came, and which sampling suits it
 
 _EXACT = 1e-5
 """What one and the same routine leaves; below it no other kernel is tried, above it a better one is looked for."""
@@ -43,7 +44,7 @@ def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | No
     enough = max(_EXACT, precision)
     quick = [*([first.kernel] if first is not None else []), *shop.kernels[:3]]
     best = _NOTHING
-    tried: dict[Way, float] = {}
+    tried: Tried = {}
     others = as_the_other(shop, planes, first)
     if first is not None:  # most often all is as on the other side but the decoder
         sure = [item for item in others[:1] if item.score > _NEAR]
@@ -54,12 +55,14 @@ def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | No
         best = _better(best, _quickly(shop, planes, frames, (quick, enough), tried))
         likely = _likeliest(tried, _CLEAR)
         if best[1] > enough and likely:
-            best = _better(best, _thoroughly(shop, planes, likely, enough, best))
-            tried |= dict.fromkeys(likely, 0.0)
+            best = _better(best, _thoroughly(shop, planes, likely, enough, (best, tried[likely[0]][1])))
+            tried |= {way: (0.0, tried[way][1]) for way in likely}
         if best[1] <= allowed:
             return best
     likely = _likeliest(tried, _RELATED)
-    return _better(best, _thoroughly(shop, planes, likely, enough)) if likely else best
+    if likely:
+        best = _better(best, _thoroughly(shop, planes, likely, enough, (best, tried[likely[0]][1])))
+    return best
 
 
 def _clear_first(stages_of: Iterable[list[Likely]]) -> Iterator[list[Likely]]:
@@ -73,9 +76,9 @@ def _better(one: Found, other: Found) -> Found:
     return other if other[1] < one[1] else one
 
 
-def _likeliest(tried: dict[Way, float], least: float) -> list[Way]:
+def _likeliest(tried: Tried, least: float) -> list[Way]:
     """The two ways that came nearest, of those that came near enough."""
-    return [way for way in sorted(tried, key=lambda way: -tried[way])[:2] if tried[way] > least]
+    return [way for way in sorted(tried, key=lambda way: -tried[way][0])[:2] if tried[way][0] > least]
 
 
 def _best_of(recipes: Iterable[tuple[Recipe, float]], enough: float) -> Found:
@@ -89,7 +92,7 @@ def _best_of(recipes: Iterable[tuple[Recipe, float]], enough: float) -> Found:
 
 
 def _quickly(
-    shop: Workshop, planes: Array, frames: list[Likely], how: tuple[Sequence[Kernel], float], tried: dict[Way, float]
+    shop: Workshop, planes: Array, frames: list[Likely], how: tuple[Sequence[Kernel], float], tried: Tried
 ) -> Found:
     """The best recipe of some frames with the usual kernels and one decoder; `tried` learns how near each way came."""
     best = _NOTHING
@@ -100,7 +103,7 @@ def _quickly(
             if way in tried:
                 continue
             for recipe, left in tries(shop, planes, way, order):
-                tried[way] = max(tried.get(way, 0.0), recipe.relation.score)
+                tried[way] = max(tried.get(way, (0.0, item.sampling)), (recipe.relation.score, item.sampling))
                 best = _better(best, (recipe, left))
                 if left <= how[1]:
                     return best
@@ -116,6 +119,18 @@ def _of_sampling(every: Sequence[Kernel], sampling: Sampling) -> list[Kernel]:
     return [] if wanted is None else [k for k in every if wanted(k)][:1]
 
 
+def _samples(kernel: Kernel, sampling: Sampling) -> bool:
+    """Whether a kernel shows a picture as a sampling does: an average over all that a pixel covers, or one place."""
+    one = kernel.family.startswith("nearest")
+    aligned = kernel.options == "aligned corners"
+    if sampling in (Sampling.CORNER, Sampling.MIDDLE):
+        return one
+    if sampling is Sampling.ALIGNED:
+        return aligned
+    wide = kernel.library == "PIL" or kernel.family == "area" or kernel.options == "antialias"
+    return not one and not aligned and wide == (sampling is Sampling.AREA)
+
+
 def _with_any_decoder(shop: Workshop, planes: Array, frames: list[Likely], kernel: Kernel, enough: float) -> Found:
     """The best recipe of some frames with one kernel and every decoder."""
     stored = back(shop.sources[0].upright)
@@ -125,18 +140,23 @@ def _with_any_decoder(shop: Workshop, planes: Array, frames: list[Likely], kerne
     )
 
 
-def _thoroughly(shop: Workshop, planes: Array, likely: list[Way], enough: float, known: Found = _NOTHING) -> Found:
+def _thoroughly(
+    shop: Workshop, planes: Array, likely: list[Way], enough: float, known: tuple[Found, Sampling]
+) -> Found:
     """The best recipe of the first of some ways with every kernel, then of all of them with every decoder.
 
     Decoders differ in colour more than in brightness, and one turn before or after a resize differs by rounding only:
-    the kernels that came near in brightness are enough for those, and the best one so far goes first.
+    the kernels that came near in brightness are enough for those, and the best one so far goes first. `known` is that,
+    and the sampling that suits the first way: kernels that sample so go first.
     """
     rest = [(way, n) for n in range(len(shop.sources)) for way in likely if (way, n) != (likely[0], 0)]
     best = _NOTHING
-    if known[0] is not None:
-        best = _elsewhere(shop, planes, rest, [known[0].kernel], enough)
+    (sofar, _), sampling = known
+    if sofar is not None:
+        best = _elsewhere(shop, planes, rest, [sofar.kernel], enough)
+    every = sorted(shop.kernels, key=lambda kernel: not _samples(kernel, sampling))
     seen: list[tuple[float, Kernel]] = []
-    for recipe, left in tries(shop, planes, likely[0], shop.kernels) if best[1] > enough else ():
+    for recipe, left in tries(shop, planes, likely[0], every) if best[1] > enough else ():
         best = _better(best, (recipe, left))
         if left <= enough:
             return best

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-_NEAR = 0.6  # a correlation that no other frame reaches by chance
+_NEAR = 0.6  # a correlation that no other frame reaches by chance where the picture has fine detail
+_NEARER = 0.9  # nor in a smooth picture
 _SURE = 0.9995  # a correlation with no better neighbour
 _STEPS = 4
 _PLACES = 4000
@@ -65,7 +66,7 @@ def _from_the_middle(frame: Frame, canvas: tuple[int, int]) -> list[Frame]:
     return [Frame(frame.cut, frame.size, Box(free[0] // 2, free[1] // 2, *canvas), everything, canvas)]
 
 
-def stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterator[list[Likely]]:
+def stages(shop: Workshop, planes: Array, tried: Mapping[Way, tuple[float, Sampling]]) -> Iterator[list[Likely]]:
     """Frames with the turn of the picture, likeliest first: simple ones, then crops of any scale while none fits."""
     simple = [(turn, frame) for turn in TURNS for frame in simple_frames(planes, shop.sums(turn).size)]
     scored = _climbed(shop, planes, _scored(shop, planes, simple, _PLACES // 3))
@@ -75,8 +76,9 @@ def stages(shop: Workshop, planes: Array, tried: Mapping[Way, float]) -> Iterato
     turns = list(dict.fromkeys([best, STILL, stored]))
     flips = [turn for turn in TURNS if turn not in turns and not turn.transpose]
     for far, looked_at in ((False, turns), (True, turns), (False, flips)):
-        if max(tried.values(), default=0.0) > _NEAR and (far or looked_at is flips):
-            return
+        nearest = max((score for score, _ in tried.values()), default=0.0)
+        if nearest > (_NEARER if far else _NEAR) and (far or looked_at is flips):
+            continue
         found = [(turn, frame) for turn in looked_at for frame in _searched(shop, planes, turn, far=far)]
         rough = _scored(shop, planes, found, _PLACES // 6)[:6]
         near = dict.fromkeys((item.turn, frame) for item in rough for frame in around(item.frame))
