@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.preprocessing.frames import Sampling
-from layerdiff.preprocessing.kernels import FLOAT, Kernel
 from layerdiff.preprocessing.likely import as_the_other, stages, ways
 from layerdiff.preprocessing.orientation import back
 from layerdiff.preprocessing.recipes import SAME, brightness_left, tries
@@ -16,6 +15,7 @@ from layerdiff.preprocessing.recipes import SAME, brightness_left, tries
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from layerdiff.preprocessing.kernels import Kernel
     from layerdiff.preprocessing.likely import Likely
     from layerdiff.preprocessing.recipes import Recipe, Way, Workshop
 
@@ -26,9 +26,11 @@ Tried = dict["Way", tuple[float, Sampling]]  # how near each way came, and which
 _EXACT = 1e-5
 """What one and the same routine leaves; below it no other kernel is tried, above it a better one is looked for."""
 _CLEAR = 0.99  # a correlation that leaves little but the kernel to find
+_SURE = 0.9995  # a correlation that leaves no doubt of the frame
 _NEAR = 0.9  # a correlation of a frame that is the right one, or beside it
 _AHEAD = 0.002  # by which a right frame is better than the next one
-_RELATED = 0.07  # a correlation that chance does not reach in so many places and frames
+_FAR_AHEAD = 0.05
+_RELATED = 0.3  # a correlation that the right frame has with any kernel, even of white noise
 _NEAREST = 8  # kernels that are tried with every decoder; rounding to levels can put the right one behind a few others
 _ALIKE = 1e-6  # levels of brightness by which kernels differ that compute the same
 _NOTHING: Found = (None, float("inf"))
@@ -49,11 +51,11 @@ def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | No
     if first is not None:  # most often all is as on the other side but the decoder
         sure = [item for item in others[:1] if item.score > _NEAR]
         best = _with_any_decoder(shop, planes, sure, first.kernel, enough)
-    for frames in _clear_first(chain([others], stages(shop, planes, tried))):
+    for frames, clear in _clear_first(chain([others], stages(shop, planes, tried))):
         if best[1] <= enough:
             return best
         best = _better(best, _quickly(shop, planes, frames, (quick, enough), tried))
-        likely = _likeliest(tried, _CLEAR)
+        likely = _likeliest(tried, clear)
         if best[1] > enough and likely:
             best = _better(best, _thoroughly(shop, planes, likely, enough, (best, tried[likely[0]][1])))
             tried |= {way: (0.0, tried[way][1]) for way in likely}
@@ -65,11 +67,18 @@ def identify(shop: Workshop, planes: Array, precision: float, first: Recipe | No
     return best
 
 
-def _clear_first(stages_of: Iterable[list[Likely]]) -> Iterator[list[Likely]]:
-    """Stages of frames; a best frame that is clearly better than the next goes alone, before the others."""
+def _clear_first(stages_of: Iterable[list[Likely]]) -> Iterator[tuple[list[Likely], float]]:
+    """Stages of frames, each with the correlation from which every kernel is worth trying.
+
+    A best frame that is clearly better than the next goes alone, before the others; one that is far better needs less.
+    """
     for frames in stages_of:
-        alone = len(frames) > 1 and frames[0].score > _NEAR and frames[0].score - frames[1].score > _AHEAD
-        yield from [frames[:1], frames[1:]] if alone else [frames]
+        ahead = frames[0].score - frames[1].score if len(frames) > 1 else 0.0
+        if ahead > _AHEAD and frames[0].score > _NEAR:
+            yield frames[:1], _NEAR if ahead > _FAR_AHEAD else _CLEAR
+            yield frames[1:], _CLEAR
+        else:
+            yield frames, _CLEAR
 
 
 def _better(one: Found, other: Found) -> Found:
@@ -107,16 +116,18 @@ def _quickly(
                 best = _better(best, (recipe, left))
                 if left <= how[1]:
                     return best
+        if best[0] is not None and best[0].relation.score > _SURE:
+            break  # there it lies, whatever the kernel is
     return best
 
 
 def _of_sampling(every: Sequence[Kernel], sampling: Sampling) -> list[Kernel]:
-    """A kernel that samples so, where the usual ones do not."""
+    """A kernel that samples so, where the usual ones do not, with all that may become of its digits."""
     wanted = {
         Sampling.MIDDLE: lambda k: k.library == "PIL" and k.family == "nearest",
-        Sampling.ALIGNED: lambda k: k.options == "aligned corners" and k.digits == FLOAT,
+        Sampling.ALIGNED: lambda k: k.options == "aligned corners" and k.family == "bilinear",
     }.get(sampling)
-    return [] if wanted is None else [k for k in every if wanted(k)][:1]
+    return [] if wanted is None else [k for k in every if wanted(k)]
 
 
 def _samples(kernel: Kernel, sampling: Sampling) -> bool:
