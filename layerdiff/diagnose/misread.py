@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.diagnose.cycles import closes_a_circle
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.wires import wire
 from layerdiff.errors import BackendError
@@ -51,7 +52,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     candidate = stretch.alignment.candidate.part(part.model, part.feeds)
     try:
         for node, slot, tensor in islice(_wires(candidate), MOST):
-            if stretch.holds((Rewire(node.outputs[0], slot, tensor),)):
+            change = Rewire(node.outputs[0], slot, tensor)
+            if stretch.holds((change,)) and not closes_a_circle(graph, (change,)):
                 yield _told(stretch, node.inputs[slot], tensor, [(graph.producer[node.outputs[0]], slot)])
                 return
     except BackendError:

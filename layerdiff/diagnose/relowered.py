@@ -119,6 +119,8 @@ def _one_of_its_kind(stretch: Stretch, differences: list[Difference]) -> bool:
     single = [site for site in stretch.sites if not only_moves(site.op)]
     if len(single) != 1 or cause_at(single[0]) not in _SPECIFIC:
         return False
+    if cause_at(single[0]) == "rounding" and any(d.what is What.CONSTANT for d in differences):
+        return False  # a division by another number
     return _reads_the_same(stretch) and all(d.op not in MOVING for d in differences)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from layerdiff.diagnose import absent, exchanged, misread, neighbours, quantization, rewired, shapes
 from layerdiff.diagnose.core import narrowed
+from layerdiff.diagnose.cycles import closes_a_circle
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.lowering import Exporter
 from layerdiff.model import Kind
@@ -156,7 +157,9 @@ class Search:
 def _try(stretch: Stretch, hypothesis: Hypothesis) -> Tried:
     if not hypothesis.patch:
         return Tried(hypothesis, cures=False, gap=float("inf"))
-    return Tried(hypothesis, stretch.holds(hypothesis.patch), stretch.gap(hypothesis.patch))
+    graph = stretch.alignment.candidate.graph
+    cures = stretch.holds(hypothesis.patch) and not closes_a_circle(graph, hypothesis.patch)
+    return Tried(hypothesis, cures, stretch.gap(hypothesis.patch))
 
 
 def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[Tried]:

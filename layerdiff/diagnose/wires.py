@@ -59,7 +59,8 @@ def wire(stretch: Stretch, got: str, wanted: Iterable[str], readers: Iterable[tu
             cause = _left_out(stretch, computing, {graph.nodes[reader].op for reader, _ in edges if reader >= 0})
             return Wire(cause, f"{_ops(computing)} is left out")
         inserted = between(graph, tensor, got) if alone else []
-        if inserted and not any(name in paired for node in inserted for name in node.outputs):
+        twice = got in paired and stretch.origin.wrong is not None and paired[got] == stretch.origin.wrong[1]
+        if inserted and (twice or not any(name in paired for node in inserted for name in node.outputs)):
             cause = put_in(stretch, inserted)
             return Wire(cause, f"{_ops(inserted)} is put in between")
         twins = _twins(stretch, got, tensor)

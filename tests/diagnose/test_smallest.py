@@ -98,6 +98,18 @@ class ReadTwice(nn.Module):
         return y.transpose(1, 2) + y.permute(2, 0, 1).transpose(0, 1).tanh()
 
 
+class GatedSlice(nn.Module):
+    """Part of a tensor, gated by what is computed from it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        part = x[:, :5]
+        return torch.cat([self.gate(part).sigmoid() * part, part.abs()], -1)
+
+
 GELU = vectors("gelu-in-parts", nn.GELU)
 STANDARDISED = vectors("standardised", Standardised)
 SQUARE = vectors("square", Square, lead=(12, 12))
@@ -106,6 +118,8 @@ THREE = vectors("three-branches", Three)
 ROLLED = vectors("rolled", Rolled)
 GATED = vectors("gated-by-itself", Gated)
 READ_TWICE = vectors("read-twice", ReadTwice)
+GATED_SLICE = vectors("gated-slice", GatedSlice, width=24)
+NORM = vectors("norm-applied", lambda: nn.LayerNorm(12))
 GROUPS = images("groups", lambda: nn.GroupNorm(2, 8))
 PLAIN_GROUPS = images("groups", lambda: nn.GroupNorm(2, 8, affine=False))
 ORDERED = images("norm-then-function", lambda: nn.Sequential(nn.InstanceNorm2d(8, affine=True), nn.Softplus()))
@@ -171,6 +185,28 @@ def gate_from_elsewhere(proto: onnx.ModelProto) -> onnx.ModelProto:
     return edited
 
 
+def applied_twice(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A norm before the norm, under a name of its own; the second one keeps the names of the first."""
+    edited = copied(proto)
+    nodes = list(edited.graph.node)
+    norm = nodes_of(edited, "LayerNormalization")[0]
+    again = copy.deepcopy(norm)
+    again.name, again.output[0] = f"{norm.name}.before", f"{norm.output[0]}.before"
+    edited.graph.node.insert(nodes.index(norm), again)
+    norm.input[0] = again.output[0]
+    return edited
+
+
+def ungated(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """What is joined is the part itself; the gate's nodes stay, and nothing reads them."""
+    edited = copied(proto)
+    product = nodes_of(edited, "Mul")[0]
+    joined = nodes_of(edited, "Concat")[0]
+    made = {name: node for node in edited.graph.node for name in node.output}
+    joined.input[0] = next(name for name in product.input if made[name].op_type == "Slice")
+    return edited
+
+
 def reversed_branches(proto: onnx.ModelProto) -> onnx.ModelProto:
     return operands("Concat", (2, 1, 0))(proto)
 
@@ -189,6 +225,8 @@ FAULTS = (
     Seeded("gate-from-elsewhere", GATED, gate_from_elsewhere, "order", "which is not there", layer="subject.act"),
     Seeded("function-behind-the-pool", READ_TWICE, in_the_order("Elu", "AveragePool"), "order",
            "AveragePool comes before Elu"),
+    Seeded("norm-applied-twice", NORM, applied_twice, "extra-op", "LayerNormalization"),
+    Seeded("gate-bypassed", GATED_SLICE, ungated, "dropped-op", "is left out"),
     Seeded("affine-absent", GROUPS, export_of(PLAIN_GROUPS), "weights", "absent from the file"),
     Seeded("shift-before-scale", GROUPS, in_the_order("Mul", "Add"), "order", "Add comes before Mul"),
     Seeded("function-before-norm", ORDERED, in_the_order("InstanceNormalization", "Softplus"), "order",
