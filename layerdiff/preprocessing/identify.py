@@ -30,6 +30,7 @@ _SURE = 0.9995  # a correlation that leaves no doubt of the frame
 _NEAR = 0.9  # a correlation of a frame that is the right one, or beside it
 _AHEAD = 0.002  # by which a right frame is better than the next one
 _FAR_AHEAD = 0.05
+_AS_NEAR = 0.002
 _RELATED = 0.3  # a correlation that the right frame has with any kernel, even of white noise
 _NEAREST = 8  # kernels that are tried with every decoder; rounding to levels can put the right one behind a few others
 _ALIKE = 1e-6  # levels of brightness by which kernels differ that compute the same
@@ -86,8 +87,15 @@ def _better(one: Found, other: Found) -> Found:
 
 
 def _likeliest(tried: Tried, least: float) -> list[Way]:
-    """The two ways that came nearest, of those that came near enough."""
-    return [way for way in sorted(tried, key=lambda way: -tried[way][0])[:2] if tried[way][0] > least]
+    """The ways that came nearest, where one came near enough: two, and those that came about as near as the first.
+
+    Turned before a resize or after it is nearly the same, so that a wrong one can be ahead until the kernel is right.
+    """
+    order = sorted(tried, key=lambda way: -tried[way][0])
+    if not order or tried[order[0]][0] <= least:
+        return []
+    as_near = [way for way in order if tried[way][0] > tried[order[0]][0] - _AS_NEAR]
+    return as_near[:4] if len(as_near) > 2 else [way for way in order[:2] if way in as_near or tried[way][0] > least]
 
 
 def _best_of(recipes: Iterable[tuple[Recipe, float]], enough: float) -> Found:
