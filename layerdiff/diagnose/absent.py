@@ -257,10 +257,10 @@ def _is_mask(stretch: Stretch, group: _Group) -> bool:
 
 
 def _is_epsilon(stretch: Stretch, group: _Group) -> bool:
-    readers = {stretch.alignment.candidate.graph.producer[node] for node, _, _ in group.readers}
-    ops = {stretch.alignment.candidate.graph.nodes[index].op for index in readers}
+    producer = stretch.alignment.candidate.graph.producer
+    readers = [(producer[node], slot) for node, slot, _ in group.readers]
     arrays = [array for node in group.nodes for array in _arrays(stretch, node)]
-    return [node.op for node in group.computing] == ["Add"] and under_a_root(arrays, ops)
+    return [node.op for node in group.computing] == ["Add"] and under_a_root(stretch, arrays, readers)
 
 
 def _arrays(stretch: Stretch, node: Node) -> list[np.ndarray]:

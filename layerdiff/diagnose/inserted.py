@@ -95,5 +95,5 @@ def _under_a_root(stretch: Stretch) -> bool:
     The model's own may be so small that adding it changes nothing, and the node looks inserted.
     """
     graph = stretch.alignment.candidate.graph
-    readers = {graph.nodes[n].op for node in stretch.nodes for o in node.outputs for n, _ in graph.consumers.get(o, ())}
-    return under_a_root((array for _, _, array in stretch.constants), readers)
+    readers = [edge for node in stretch.nodes for name in node.outputs for edge in graph.consumers.get(name, ())]
+    return under_a_root(stretch, (array for _, _, array in stretch.constants), readers)

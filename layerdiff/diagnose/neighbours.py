@@ -79,7 +79,7 @@ def _told(stretch: Stretch, pair: _Pair) -> Hypothesis:
     cause = "dtype" if "Cast" in (first.op, second.op) else "order"
     if {first.op, second.op} <= MOVING:
         cause = "layout"
-    if second.op == "Add" and under_a_root(arrays, {first.op}):
+    if second.op == "Add" and under_a_root(stretch, arrays, [(first.index, pair.slots[0])]):
         cause = "epsilon"
     text = f"{first.op} comes before {second.op} in the file and behind it in the model."
     return Hypothesis(cause, text, {"nodes": [first.name, second.name]}, pair.exchanged)

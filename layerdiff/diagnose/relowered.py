@@ -202,5 +202,4 @@ def _is_epsilon(stretch: Stretch, computing: Sequence[Site]) -> bool:
         return False
     graph, slot = stretch.alignment.candidate.graph, stretch.origin.slot
     edges = graph.consumers.get(slot.tensor, []) if slot.edges is None else slot.edges
-    readers = {graph.nodes[n].op for n, _ in edges if n >= 0}
-    return under_a_root(stretch.comparison.constants.values(), readers)
+    return under_a_root(stretch, stretch.comparison.constants.values(), edges)

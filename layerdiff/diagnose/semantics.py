@@ -29,6 +29,7 @@ POOLS = frozenset(
     {"MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool", "LpPool", "GlobalLpPool", "MaxRoiPool"}
 )
 RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
+_RECURRENT_WEIGHTS = (1, 2, 3)
 NORMS = frozenset(
     {"BatchNormalization", "LayerNormalization", "InstanceNormalization", "GroupNormalization", "RMSNormalization"}
 )
@@ -195,6 +196,8 @@ def _constant_cause(difference: Difference) -> str | None:
     arrays = isinstance(wanted, np.ndarray) and isinstance(got, np.ndarray)
     if arrays and wanted.dtype.kind != got.dtype.kind and {wanted.dtype.kind, got.dtype.kind} <= set("iuf"):
         return "dtype"
+    if arrays and difference.op in RECURRENT and difference.slot in _RECURRENT_WEIGHTS:
+        return "recurrent" if _same_multiset(wanted, got) else "weights"
     own = _BY_OPERATOR.get(difference.op)
     if own is not None:
         return own
@@ -203,6 +206,11 @@ def _constant_cause(difference: Difference) -> str | None:
     if isinstance(wanted, np.ndarray) and wanted.size > 1 and wanted.dtype.kind == "b":
         return "masking"
     return "constant"
+
+
+def _same_multiset(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    """Whether two arrays hold the same numbers in another order: gates or directions are exchanged."""
+    return one.size == other.size and np.allclose(np.sort(one, axis=None), np.sort(other, axis=None), rtol=1e-5)
 
 
 def mask_values(array: np.ndarray[Any, Any]) -> bool:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 MASKED = -1e4
 """Numbers below this stand for minus infinity."""
 
-_ROOTS = frozenset({"Sqrt", "Reciprocal", "Pow", "Log", "Rsqrt", "Div"})
+_ROOTS = frozenset({"Sqrt", "Reciprocal", "Log", "Rsqrt"})
 
 SKIPPED = 8
 """So many nodes at most may lie between two tensors for one to be the other without an operator or a small layer."""
@@ -56,7 +56,7 @@ def wire(stretch: Stretch, got: str, wanted: Iterable[str], readers: Iterable[tu
         if any(node.index == reader for node in skipped for reader, _ in edges):
             return Wire("order", f"{_ops(computing)} stand in another order")
         if computing:
-            cause = _left_out(stretch, computing, {graph.nodes[reader].op for reader, _ in edges if reader >= 0})
+            cause = _left_out(stretch, computing, edges)
             return Wire(cause, f"{_ops(computing)} is left out")
         inserted = between(graph, tensor, got) if alone else []
         twice = got in paired and stretch.origin.wrong is not None and paired[got] == stretch.origin.wrong[1]
@@ -73,12 +73,12 @@ def _ops(nodes: Iterable[Node]) -> str:
     return ", ".join(dict.fromkeys(node.op for node in nodes))
 
 
-def _left_out(stretch: Stretch, nodes: Sequence[Node], readers: set[str]) -> str:
+def _left_out(stretch: Stretch, nodes: Sequence[Node], readers: set[tuple[int, int]]) -> str:
     if all(node.op == "Transpose" for node in nodes):
         return "layout"
     if all(masks(node, _arrays(stretch, node)) for node in nodes):
         return "masking"
-    small = len(nodes) == 1 and nodes[0].op == "Add" and under_a_root(_arrays(stretch, nodes[0]), readers)
+    small = len(nodes) == 1 and nodes[0].op == "Add" and under_a_root(stretch, _arrays(stretch, nodes[0]), readers)
     return "epsilon" if small else "dropped-op"
 
 
@@ -97,10 +97,21 @@ def put_in(stretch: Stretch, nodes: Sequence[Node]) -> str:
     return "masking" if masking else "extra-op"
 
 
-def under_a_root(arrays: Iterable[Array], readers: Iterable[str]) -> bool:
-    """Whether a small number is added just before a root, a reciprocal or a logarithm: an epsilon."""
+def under_a_root(stretch: Stretch, arrays: Iterable[Array], readers: Iterable[tuple[int, int]]) -> bool:
+    """Whether a small number is added just before a root, a reciprocal, a logarithm or as a divisor: an epsilon."""
     small = any(array.size == 1 and 0 < abs(float(array.reshape(-1)[0])) < 1 for array in arrays)
-    return small and not _ROOTS.isdisjoint(readers)
+    nodes = stretch.alignment.candidate.graph.nodes
+    return small and any(_is_root(stretch, nodes[index], slot) for index, slot in readers if index >= 0)
+
+
+def _is_root(stretch: Stretch, node: Node, slot: int) -> bool:
+    if node.op == "Div":
+        return slot == 1
+    exponent = stretch.constant(node.inputs[1]) if node.op == "Pow" and slot == 0 else None
+    if exponent is not None and exponent.size == 1:
+        power = float(exponent.reshape(-1)[0])
+        return power < 0 or power % 1 != 0
+    return node.op in _ROOTS
 
 
 def masks(node: Node, constants: Iterable[Array]) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from tests.diagnose.edits import attributes, behind, export_of, operands, without
+from tests.diagnose.edits import attributes, behind, constant, export_of, operands, without
 from tests.diagnose.seeded import Network, Seeded, check, check_quiet, healthy_files, images, seeded, vectors
 from tests.realfaults.edit import copied, nodes_of
 
@@ -98,6 +98,17 @@ class ReadTwice(nn.Module):
         return y.transpose(1, 2) + y.permute(2, 0, 1).transpose(0, 1).tanh()
 
 
+class Steps(nn.Module):
+    """A recurrent layer in both directions, whose weights a file keeps as one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(12, 4, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)[0]
+
+
 class GatedSlice(nn.Module):
     """Part of a tensor, gated by what is computed from it."""
 
@@ -120,6 +131,7 @@ GATED = vectors("gated-by-itself", Gated)
 READ_TWICE = vectors("read-twice", ReadTwice)
 GATED_SLICE = vectors("gated-slice", GatedSlice, width=24)
 NORM = vectors("norm-applied", lambda: nn.LayerNorm(12))
+STEPS = vectors("steps", Steps, width=8)
 GROUPS = images("groups", lambda: nn.GroupNorm(2, 8))
 PLAIN_GROUPS = images("groups", lambda: nn.GroupNorm(2, 8, affine=False))
 ORDERED = images("norm-then-function", lambda: nn.Sequential(nn.InstanceNorm2d(8, affine=True), nn.Softplus()))
@@ -227,6 +239,8 @@ FAULTS = (
            "AveragePool comes before Elu"),
     Seeded("norm-applied-twice", NORM, applied_twice, "extra-op", "LayerNormalization"),
     Seeded("gate-bypassed", GATED_SLICE, ungated, "dropped-op", "is left out"),
+    Seeded("recurrent-weights", STEPS, constant("LSTM", 2, lambda array: 0.9 * array), "weights", "Operand 2 of LSTM",
+           layer="subject.layer"),
     Seeded("affine-absent", GROUPS, export_of(PLAIN_GROUPS), "weights", "absent from the file"),
     Seeded("shift-before-scale", GROUPS, in_the_order("Mul", "Add"), "order", "Add comes before Mul"),
     Seeded("function-before-norm", ORDERED, in_the_order("InstanceNormalization", "Softplus"), "order",
