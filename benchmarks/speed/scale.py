@@ -18,7 +18,7 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import layerdiff
-from layerdiff.align import align
+from layerdiff.align import only_by_values
 from layerdiff.backends import OnnxRuntime
 from layerdiff.measure import limits_for
 from layerdiff.runner import Runner
@@ -44,7 +44,7 @@ def _clock(call: Any) -> tuple[Any, float]:
 
 
 def measured(layers: int, folder: Path) -> dict[str, float]:
-    """CPU seconds of a whole trace, and of aligning alone with a noise floor at hand."""
+    """CPU seconds of a whole trace, and of pairing the values of both runs alone."""
     model = fill(nn.Sequential(*(_Layer(16) for _ in range(layers))), gain=0.5)
     x = noise("x", 4, 16)
     path = folder / f"{layers}.onnx"
@@ -54,10 +54,10 @@ def measured(layers: int, folder: Path) -> dict[str, float]:
     assert report.agrees, report.verdict
     run = Runner(open_reference(model), open_candidate(path, backend), None, None)
     sample = next(iter(samples(x)))
-    candidate, (reference, floor) = run.fed(sample), run.recorded(sample)
-    outputs, limits = run.paired(reference, floor, candidate.graph), limits_for(reference, floor, None)
+    candidate, reference = run.fed(sample), run.reference.capture(sample)
+    outputs, limits = run.paired(reference, {}, candidate.graph), limits_for(reference, {}, None)
     tensors = len(candidate.tapped)
-    _, aligning = _clock(lambda: align(reference, candidate, outputs, limits))
+    _, aligning = _clock(lambda: only_by_values(reference, candidate, outputs, limits))
     return {"layers": layers, "tensors": tensors, "trace": whole, "align": aligning}
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 VAGUE = 0.5
+# Sums of samples: numbers beyond this count as this, and adding up rounds by so much at most.
+_HUGE, _ADDING = 1e30, 1e-13
 
 
 def sample(array: Array) -> Array:
@@ -46,13 +48,22 @@ def same_numbers(expected: Array, actual: Array, limit: Limit) -> bool:
         return bool(np.array_equal(e, a))
     if e.dtype == a.dtype == np.float32 and e.flags.c_contiguous and limit.rtol == 0 and e.size:
         quick = all_within(e, a, float(np.min(limit.atol)), float(np.max(limit.atol)))
-        if quick or (quick is False and largest(e) <= MASK_SMALLEST):  # a mask constant may be farther off
+        if quick or (quick is False and _apart(e, a, float(np.max(limit.atol)))):
             return quick
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     e, a = e.astype(wide), a.astype(wide)
     with np.errstate(invalid="ignore"):
         close = np.abs(a - e) <= allowances(e, limit)
     return bool(np.all(close | (e == a) | (np.isnan(e) & np.isnan(a))))
+
+
+def _apart(e: Array, a: Array, most: float) -> bool:
+    """Whether numbers that are no mask constants, which may be farther off, are farther apart than a limit."""
+    if largest(e) <= MASK_SMALLEST:
+        return True
+    with np.errstate(invalid="ignore", over="ignore"):
+        far = np.abs(np.subtract(a, e, dtype=np.float64)) > most
+    return bool(np.any(far & (np.abs(e) <= MASK_SMALLEST)))
 
 
 def match_values(
@@ -79,7 +90,7 @@ def says_nothing(array: Array, limit: Limit) -> bool:
     """Whether a value may be off by so much of its own spread that any tensor of its size would match."""
     if array.dtype.kind != "f" or array.size < 2:
         return False
-    room = float(np.median(limit.atol))
+    room = float(np.median(limit.atol)) if np.ndim(limit.atol) else float(limit.atol)
     if _spreads_beyond(array, room / VAGUE):
         return False
     ordinary = array[np.isfinite(array) & ~mask_like(array)].astype(np.float64)
@@ -97,20 +108,30 @@ def _spreads_beyond(array: Array, least: float) -> bool:
 
 
 class _Table:
-    """Samples of the tensors of one size, sorted by their first element for a quick search."""
+    """Samples of the tensors of one size, sorted by a weighted sum of each for a quick search.
+
+    A single element would not do: behind a ReLU half of all tensors begin with a zero.
+    """
 
     def __init__(self, names: list[str], arrays: Iterable[Array]) -> None:
         self._names = names
         samples = np.stack([sample(array) for array in arrays])
-        self._order = np.argsort(samples[:, 0], kind="stable")
-        self._samples = samples[self._order]
+        self._weights = np.random.default_rng(0).uniform(0.5, 1.5, samples.shape[1])
+        keys = self._key(samples)
+        self._order = np.argsort(keys, kind="stable")
+        self._samples, self._keys = samples[self._order], keys[self._order]
+
+    def _key(self, samples: Array) -> Array:
+        """The sums; the marks for what is not finite would make them overflow."""
+        return np.asarray(np.clip(samples, -_HUGE, _HUGE) @ self._weights)
 
     def near(self, wanted: Array, limit: Limit) -> list[str]:
-        first = self._samples[:, 0]
         room = np.max(limit.atol) + (limit.rtol + MASK_TOLERANCE) * np.abs(
             wanted
         )  # generous: the full comparison that follows is not
-        low = np.searchsorted(first, wanted[0] - room[0], side="left")
-        high = np.searchsorted(first, wanted[0] + room[0], side="right")
+        key = self._key(wanted)
+        apart = self._key(room) + _ADDING * self._key(np.abs(wanted))
+        low = np.searchsorted(self._keys, key - apart, side="left")
+        high = np.searchsorted(self._keys, key + apart, side="right")
         close = np.all(np.abs(self._samples[low:high] - wanted) <= room, axis=1)
         return [self._names[i] for i in sorted(self._order[low:high][close])]
