@@ -30,21 +30,39 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     for difference in stretch.comparison.differences:
         if difference.what is not What.CONSTANT or not isinstance(difference.wanted, np.ndarray):
             continue
-        name = parameter_behind(stretch, difference.wanted)
+        wanted, got = difference.wanted, difference.got
+        if difference.op in RECURRENT:
+            wanted, got = _wrong_part(stretch, wanted, got)
+        name = parameter_behind(stretch, wanted)
         patch = changes_for(stretch, difference)
         if name is None or not patch:
             continue
-        if not isinstance(difference.got, np.ndarray) or difference.got.size != difference.wanted.size:
-            text, evidence = f"{name} is absent from {difference.op}.", {"got": shown(difference.got)}
+        if not isinstance(got, np.ndarray) or got.size != wanted.size:
+            text, evidence = f"{name} is absent from {difference.op}.", {"got": shown(got)}
         else:
-            text, evidence = in_what_way(stretch, name, difference.wanted, difference.got)
-        cause = "recurrent" if difference.op in RECURRENT and evidence.get("permuted") else "weights"
+            text, evidence = in_what_way(stretch, name, wanted, got)
+        misplaced = evidence.get("permuted") or evidence.get("equals")  # other gates, or the other direction
+        cause = "recurrent" if difference.op in RECURRENT and misplaced else "weights"
         if _other_rows(stretch, name, difference):
             cause, text = "indexing", f"{name} is looked up at other positions."
         cause = "masking" if mask_values(difference.wanted) else cause
         evidence = {"parameter": name, **evidence}
         remedy = "export again from the model that is meant to ship"
         yield Hypothesis(cause, text, evidence, patch, remedy, _reader(stretch, name))
+
+
+def _wrong_part(stretch: Stretch, wanted: Array, got: Any) -> tuple[Array, Any]:
+    """The part of a recurrent operator's constant that is one parameter and differs; all of it where that is not one.
+
+    ONNX keeps both directions in one constant, and the biases of input and state one behind the other.
+    """
+    if not isinstance(got, np.ndarray) or got.shape != wanted.shape or wanted.ndim not in (2, 3):
+        return wanted, got
+    rows = list(zip(wanted, got, strict=True))
+    if wanted.ndim == 2:
+        rows = [half for w, g in rows for half in zip(np.array_split(w, 2), np.array_split(g, 2), strict=True)]
+    wrong = [(w, g) for w, g in rows if not np.array_equal(w, g)]
+    return next(((w, g) for w, g in wrong if parameter_behind(stretch, w) is not None), (wanted, got))
 
 
 def _reader(stretch: Stretch, name: str) -> int | None:
