@@ -30,7 +30,7 @@ from layerdiff.pairs import doubts, resolved, still_there
 from layerdiff.proof import prove, sites_of
 from layerdiff.reconsider import located
 from layerdiff.report import Report
-from layerdiff.samples import samples
+from layerdiff.samples import how_many, samples
 from layerdiff.settle import settle
 from layerdiff.several import judged, size_diagnosis
 from layerdiff.sound import sound
@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from layerdiff.progress import Progress
     from layerdiff.runner import Runner
     from layerdiff.samples import Sample
+
+
+STOPPED = "stopped while the cause was looked for: what diverges is located and proven, its cause is not named"
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,18 +90,30 @@ class Job:
         shown: Judged | None = None
         told: list[SampleResult] = []
         refusal: LayerdiffError | None = None
-        for index, sample in enumerate(samples(inputs)):
-            try:
-                found = self.judge(index, sample, bar)
-            except (BackendError, FixedShapeError) as error:
-                refusal = refusal or error
-                told.append(self.refused(sample, error))
-                continue
-            told.append(found.told)
-            shown = found if shown is None or found.rank() > shown.rank() else shown
+        stopped: tuple[str, ...] = ()
+        bar.samples(how_many(inputs))
+        try:
+            for index, sample in enumerate(samples(inputs)):
+                try:
+                    found = self.judge(index, sample, bar)
+                except (BackendError, FixedShapeError) as error:
+                    refusal = refusal or error
+                    told.append(self.refused(sample, error))
+                else:
+                    told.append(found.told)
+                    shown = found if shown is None or found.rank() > shown.rank() else shown
+                bar.sample_done()
+        except KeyboardInterrupt:
+            if shown is None:
+                raise
+            stopped = (f"stopped after {len(told)} samples: nothing is known of the others",)
         if shown is None:
             assert refusal is not None  # there is at least one sample
             raise refusal
+        report = self._examined(shown, told, bar)
+        return replace(report, warnings=stopped + report.warnings)
+
+    def _examined(self, shown: Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
         death = shown.death
         if death is None:
             try:
@@ -157,7 +172,7 @@ class Job:
         confined = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.confined]
         bar.stage("naming the cause")
         stretches = [Stretch(alignment, o, f.divergence) for (o, _), f in zip(proven.diverging, found, strict=True)]
-        explained = [] if observed.guilty else explain_all(stretches)
+        explained, stopped = ([], ()) if observed.guilty else _explained(stretches)
         if explained:
             found = settle(alignment, [origin for origin, _ in proven.diverging], found, explained)
             stretches = [replace(s, divergence=f.divergence) for s, f in zip(stretches, found, strict=True)]
@@ -186,7 +201,8 @@ class Job:
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
             environment=environment(run.reference, run.candidate),
-            warnings=observed.warnings
+            warnings=stopped
+            + observed.warnings
             + run.reference.warnings
             + outputs.warnings()
             + lost
@@ -235,6 +251,14 @@ def _named(run: Runner) -> Iterator[None]:
         yield
     except RuntimeDiedError as error:
         raise ReferenceFailedError(f"the reference {run.reference.label} cannot be run: {error}") from error
+
+
+def _explained(stretches: Sequence[Stretch]) -> tuple[list[Explained], tuple[str, ...]]:
+    """The causes; none where the user has had enough, and a sentence that says so."""
+    try:
+        return explain_all(stretches), ()
+    except KeyboardInterrupt:
+        return [], (STOPPED,)
 
 
 def _ran(

@@ -1,4 +1,4 @@
-"""A progress bar on stderr that can be turned off."""
+"""A progress bar on stderr that can be turned off: the stage that runs, and with several samples the time left."""
 
 from __future__ import annotations
 
@@ -6,7 +6,15 @@ import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as RichProgress
 
 if TYPE_CHECKING:
@@ -19,9 +27,13 @@ class Progress:
     """Names the stage that runs; silent when disabled."""
 
     def __init__(self, *, enabled: bool) -> None:
-        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        columns = (
+            *(SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()),
+            *(TimeElapsedColumn(), TimeRemainingColumn()),
+        )
         self._bar = RichProgress(*columns, console=Console(file=sys.stderr), disable=not enabled)
         self._task = self._bar.add_task("starting", total=STAGES)
+        self._samples: TaskID | None = None
 
     def __enter__(self) -> Progress:  # noqa: PYI034  typing.Self is not in Python 3.10
         self._bar.start()
@@ -32,6 +44,16 @@ class Progress:
     ) -> None:
         self._bar.update(self._task, completed=STAGES, description="done" if error is None else "stopped")
         self._bar.stop()
+
+    def samples(self, total: int | None) -> None:
+        """So many samples will come; None if nobody knows."""
+        if total != 1:
+            self._samples = self._bar.add_task("samples", total=total)
+
+    def sample_done(self) -> None:
+        """One more sample was compared."""
+        if self._samples is not None:
+            self._bar.advance(self._samples)
 
     def stage(self, description: str) -> None:
         """Begin the next stage; a new sample starts over."""

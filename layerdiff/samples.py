@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,16 @@ class Sample:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
+_ONE = (Sample, torch.Tensor, np.ndarray, tuple, Mapping, str, Path)
+
+
+def how_many(inputs: Any) -> int | None:
+    """The number of samples; None for a stream, whose end nobody knows."""
+    if isinstance(inputs, _ONE):
+        return 1
+    return len(inputs) if isinstance(inputs, Sized) else None
+
+
 def samples(inputs: Any) -> Iterator[Sample]:
     """One sample for a tensor, array, tuple, dict or file; one for each item of a list or another iterable.
 
@@ -40,7 +50,7 @@ def samples(inputs: Any) -> Iterator[Sample]:
     if isinstance(inputs, Sample):
         yield inputs
         return
-    if isinstance(inputs, (torch.Tensor, np.ndarray, tuple, Mapping, str, Path)):
+    if isinstance(inputs, _ONE):
         yield _sample(inputs)
         return
     if not isinstance(inputs, Iterable):

@@ -94,6 +94,8 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     progress
         Show a progress bar on stderr.
 
+    Ctrl-C ends a stream of samples with a report on those before, and the search for a cause with a report without one.
+
     Raises
     ------
     InputError
