@@ -239,7 +239,7 @@ FAULTS = (
            "AveragePool comes before Elu"),
     Seeded("norm-applied-twice", NORM, applied_twice, "extra-op", "LayerNormalization"),
     Seeded("gate-bypassed", GATED_SLICE, ungated, "dropped-op", "is left out"),
-    Seeded("recurrent-weights", STEPS, constant("LSTM", 2, lambda array: 0.9 * array), "weights", "Operand 2 of LSTM",
+    Seeded("recurrent-weights", STEPS, constant("LSTM", 2, lambda array: 0.9 * array), "weights", "weight_hh_l0",
            layer="subject.layer"),
     Seeded("affine-absent", GROUPS, export_of(PLAIN_GROUPS), "weights", "absent from the file"),
     Seeded("shift-before-scale", GROUPS, in_the_order("Mul", "Add"), "order", "Add comes before Mul"),
