@@ -102,7 +102,7 @@ FAULTS = (
     Seeded("lstm-direction", LSTM, attributes("LSTM", direction=b"reverse"), "recurrent", "direction=reverse",
            layer="subject.layer"),
     Seeded("lstm-directions-exchanged", BACK, constant("LSTM", 1, lambda w: w[::-1]), "recurrent",
-           "Operand 1 of LSTM", layer="subject.layer"),
+           "the file holds subject.layer.weight_ih_l0_reverse", layer="subject.layer"),
     Seeded("scatter-overwrites", SCATTERED, attributes("ScatterElements", reduction=b"none"), "indexing",
            "reduction=none; the model's is add"),
     Seeded("scatter-places", SCATTERED, constant("ScatterElements", 1, lambda rows: (rows + 1) % 7), "indexing"),
