@@ -6,7 +6,7 @@ JOBS ?= 2
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals bench-pipeline bench-speed matrix fuzz check clean
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals bench-pipeline bench-speed bench-memory matrix fuzz check clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -71,10 +71,14 @@ bench-pipeline: $(VENV)/.test
 bench-rivals: $(VENV)/.bench
 	$(RUN) -m benchmarks.comparison --seed $(SEED)
 
-# Makes environments of its own; the oldest torch brings gigabytes of CUDA packages.
 bench-speed: $(VENV)/.bench
 	$(RUN) -m benchmarks.speed
 
+bench-memory: $(VENV)/.test
+	$(RUN) -m benchmarks.memory
+	$(RUN) -m benchmarks.memory --large
+
+# Makes environments of its own; the oldest torch brings gigabytes of CUDA packages.
 matrix: $(VENV)/.made
 	$(RUN) -m benchmarks.matrix
 

@@ -1,0 +1,1 @@
+"""How much memory a trace takes under a limit, and what the limit costs in time."""
