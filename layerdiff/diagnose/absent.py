@@ -187,6 +187,12 @@ class _Named:
 def _named(stretch: Stretch, group: _Group) -> _Named:
     """The cause by what is absent, and by what is read in its place."""
     ops, graph = _ops(group.computing), stretch.alignment.candidate.graph
+    if not group.readers:  # what is absent makes the result; where the file makes it otherwise, nothing was left out
+        ways = [between(graph, source, stretch.origin.slot.tensor) for source in group.sources]
+        extra = _extra(stretch)
+        if instead := [node for way in ways for node in way if node.index in extra]:
+            text = f"The file computes {_ops(instead)} where the model computes {ops}."
+            return _replaced(stretch, [n.op for n in group.computing], [n.op for n in instead], text)
     for node, _, now in group.readers:
         if now in group.sources or not now or now in graph.constant:
             continue
@@ -211,6 +217,13 @@ def _named(stretch: Stretch, group: _Group) -> _Named:
     return _Named(cause, lacks or f"{ops} is missing from the file.")
 
 
+def _extra(stretch: Stretch) -> set[int]:
+    """The nodes of the file that stand for none of the model's."""
+    assert stretch.comparison is not None
+    pairs = stretch.comparison.beside.pairs
+    return {own.index for right, own in pairs if right is None and own is not None and own.op != "Identity"}
+
+
 def _ops(nodes: Iterable[Node]) -> str:
     return ", ".join(dict.fromkeys(node.op for node in nodes))
 
@@ -226,6 +239,8 @@ def _replaced(stretch: Stretch, wanted: list[str], got: list[str], text: str) ->
     if len(wanted) == len(got) == 1:
         return _Named(replaced_by(wanted[0], got[0]), text)
     causes = {cause_at(site) for site in _sites(stretch)}
+    if len(causes) == 1 and causes <= _ONE_NAME:
+        return _Named(str(*causes), text)
     return _Named(causes.pop() or "dropped-op" if len(causes) == 1 else "dropped-op", text, decided=False)
 
 

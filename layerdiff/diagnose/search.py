@@ -138,7 +138,7 @@ class Search:
     def _smaller(self, stretch: Stretch, diagnosers: Sequence[Diagnoser]) -> None:
         """Wires and nodes that are out of place, before anything is put in place whole."""
         for diagnoser in diagnosers:
-            if self._is_cured():
+            if any(tried.verified for tried in self.tried):  # what cures without showing the cause is no reason to stop
                 return
             self.tried += [_try(stretch, hypothesis) for hypothesis in self._said(diagnoser, stretch)]
 

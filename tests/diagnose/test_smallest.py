@@ -6,19 +6,22 @@ import copy
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+import layerdiff
 from tests.diagnose.edits import attributes, behind, constant, export_of, operands, without
 from tests.diagnose.seeded import Network, Seeded, check, check_quiet, healthy_files, images, seeded, vectors
 from tests.realfaults.edit import copied, nodes_of
+from tests.zoo.exports import Exporter, export
+from tests.zoo.weights import fill, noise
 
 if TYPE_CHECKING:
     import onnx
     from torch import Tensor
 
     from tests.diagnose.edits import Edit
-    from tests.zoo.exports import Exporter
 
 
 class Standardised(nn.Module):
@@ -256,3 +259,18 @@ def test_the_smallest_change_that_cures_is_named_and_proven(fault: Seeded) -> No
 @healthy_files(FAULTS)
 def test_a_healthy_file_gives_rise_to_no_diagnosis(network: Network, exporter: Exporter) -> None:
     check_quiet(network, exporter)
+
+
+@pytest.mark.parametrize("exporter", Exporter)
+def test_another_function_in_its_place_is_not_called_lost(exporter: Exporter) -> None:
+    """What the file makes in another way is made; it lacks nothing."""
+
+    def network(activation: nn.Module) -> nn.Module:
+        return fill(nn.Sequential(nn.Conv2d(3, 8, 3), activation, nn.Conv2d(8, 4, 3))).eval()
+
+    x = noise("smallest.prelu", 1, 3, 9, 9)
+    model = network(nn.PReLU(8))
+    proto = export(network(nn.ReLU()), (x,), exporter)
+    found = layerdiff.trace(model, proto, x, progress=False).diagnoses[0]
+    assert found.cause == "activation"
+    assert "Relu" in found.summary
