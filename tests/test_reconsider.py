@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from layerdiff.align.solver import Pair
 from layerdiff.localise import Origin, Slot
-from layerdiff.model import Evidence
+from layerdiff.model import Evidence, Pair
 from layerdiff.reconsider import Located, doubted
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from layerdiff.align.solver import Alignment
+    from layerdiff.align.alignment import Alignment
     from layerdiff.model import Pair
 
 
