@@ -102,7 +102,9 @@ class Candidate:
     @cached_property
     def shipped(self) -> dict[str, Array | None]:
         """The outputs of the untouched model with all of the runtime's optimisations."""
-        return self._backend.open(self._source, Optimisation.AS_SHIPPED).run(self._fed)
+        found = self._backend.open(self._source, Optimisation.AS_SHIPPED).run(self._fed)
+        # Copies: a runtime frees all that a session took only when no array of it is left, however small.
+        return {name: None if array is None else array.copy() for name, array in found.items()}
 
     def shipped_without(self, passes: Sequence[str]) -> dict[str, Array | None]:
         """The outputs of the untouched model when some optimisation passes of the runtime are off."""
@@ -242,7 +244,7 @@ class Candidate:
             injections = [Injection(n, self.as_in_file(n, values[n])) for n in sorted(start) if n in values]
             sources = {n: made[n].array if n in made else self._fed[n] for n in sorted(start) if n not in values}
             found = self._in_file(names, injections, nodes, sources)
-            # Copies: a runtime frees all that a session took only when no array of it is left, however small.
+            # Copies, as of what ships.
             made |= {name: self._store.keep_copy(found.pop(name)) for name in list(found)}
         return Shelf(made).turned(self.layout)
 

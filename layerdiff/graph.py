@@ -22,7 +22,6 @@ import onnx.numpy_helper
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
-from onnx.reference import ReferenceEvaluator
 
 from layerdiff.checking import check, check_places, walking
 from layerdiff.copying import Copier, Injection, captured_by, is_dropped, quiet
@@ -373,29 +372,6 @@ def _scope(proto: onnx.NodeProto) -> str:
             before = f"{before}{last}."
         last = part
     return before + last
-
-
-def in_double(model: onnx.ModelProto, feeds: Mapping[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any] | None:
-    """The one output of a small model, computed in double precision; None where that is not possible."""
-    wide = onnx.ModelProto.FromString(model.SerializeToString())
-    attributes = [(node.op_type, attribute) for node in wide.graph.node for attribute in node.attribute]
-    for op, attribute in attributes:
-        if op == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:
-            attribute.i = onnx.TensorProto.DOUBLE
-    for tensor in (*wide.graph.initializer, *(a.t for _, a in attributes if a.HasField("t"))):
-        if tensor.data_type == onnx.TensorProto.FLOAT:
-            array = onnx.numpy_helper.to_array(tensor).astype(np.float64)
-            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    for port in wide.graph.input:
-        if port.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
-            port.type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
-    fed = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in feeds.items()}
-    try:
-        with np.errstate(all="ignore"):
-            result: Any = next(iter(ReferenceEvaluator(wide).run(None, fed)))
-    except Exception:  # noqa: BLE001  the evaluator raises whatever numpy does
-        return None
-    return np.asarray(result)
 
 
 def counting(model: onnx.ModelProto) -> onnx.ModelProto:

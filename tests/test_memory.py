@@ -13,6 +13,8 @@ from onnx import helper
 
 import layerdiff
 from layerdiff import job, memory, store, tracing
+from layerdiff.backends import OnnxRuntime
+from layerdiff.candidate import Candidate
 from layerdiff.graph import Graph
 from layerdiff.portions import portions
 from layerdiff.store import Shelf, Store
@@ -160,6 +162,14 @@ def test_a_full_disk_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(store.tempfile, "TemporaryFile", Full)
     with pytest.raises(layerdiff.LayerdiffError, match=r"cannot write 80,000 bytes .*No space left.*TMPDIR"):
         Store(0).keep(np.zeros(10_000))
+
+
+def test_what_ships_keeps_no_memory_of_its_session() -> None:
+    graph = graph_of([helper.make_node("Relu", ["x"], ["y"])], {"x": (4,)}, ["y"])
+    candidate = Candidate(graph, Graph(graph), OnnxRuntime(), {"x": np.ones(4, np.float32)})
+    output = candidate.shipped["y"]
+    assert output is not None
+    assert output.flags.owndata
 
 
 def test_portions_keep_to_their_size_and_to_the_order_of_the_graph() -> None:

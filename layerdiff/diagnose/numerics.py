@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.graph import in_double
+from layerdiff.double import in_double
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     wide = in_double(part.model, part.feeds)
     if wide is None or wide.size != expected.size:
         return
-    if not stretch.alignment.holds(part.value, wide.astype(np.float64)):
+    if not stretch.alignment.holds(part.value, wide.astype(np.float64, copy=False)):
         return
     splice = None if stretch.comparison is None else stretch.splice(stretch.comparison.fresh)
     ops = ", ".join(dict.fromkeys(node.op for node in stretch.nodes))
