@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from layerdiff.align import structure
-from layerdiff.align.names import affinity
-from layerdiff.align.values import comparable_kind, sample
-from layerdiff.align.weights import Tie
+from layerdiff.align.scores import Scores
+from layerdiff.align.stretches import best_pairs
+from layerdiff.align.values import comparable_kind
 from layerdiff.model import Evidence, Pair
 from layerdiff.operators import base_name, is_batch_norm, likeness, only_moves
 from layerdiff.store import Made
@@ -17,18 +15,14 @@ from layerdiff.store import Made
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    import numpy as np
+
     from layerdiff.align.alignment import Alignment
     from layerdiff.model import Site
 
     Array = np.ndarray[Any, Any]
 
-THRESHOLD = 0.9
-# Weights scaled per channel say that something was folded in: the node gives the value behind the fold.
-_TIE_SCORES = {Tie.EXACT: 2.0, Tie.NEAR: 1.5}
-_FOLDED_SCORE = 2.5
 _TAKE_A_NORM_IN = frozenset({"convolution", "addmm", "mm", "linear"})
-# What exporters and optimisers fold into the weights before it, besides a BatchNorm.
-_FOLDABLE = frozenset({"mul", "div"})
 
 
 class Proposer:
@@ -68,13 +62,14 @@ class Proposer:
     def propose(self) -> None:
         """Add the best order-keeping proposals for all that is open."""
         values, tensors = self._open_values(), list(self.open_tensors())
-        tensors = [t for t in self._tensor_order if t in set(tensors) and self._tensor_families[t].members[0] == t]
+        is_open = set(tensors)
+        tensors = [t for t in self._tensor_order if t in is_open and self._tensor_families[t].members[0] == t]
         if not values or not tensors:
             return
-        scores = self._scores(values, tensors)
-        for i, j in structure.best_pairing(scores, THRESHOLD):
-            evidence = Evidence.WEIGHTS if self._tie(values[i], tensors[j]) else Evidence.STRUCTURE
-            self._alignment.proposed[values[i]] = Pair(values[i], tensors[j], evidence, float(scores[i, j]))
+        scores = Scores(self._alignment, self._tensor_families, self._folded_away, self._refuted)
+        for value, tensor, score in best_pairs(scores, values, tensors):
+            evidence = Evidence.WEIGHTS if scores.tie(value, tensor) else Evidence.STRUCTURE
+            self._alignment.proposed[value] = Pair(value, tensor, evidence, score)
 
     def could_pair(self) -> bool:
         """Whether an open value and an open tensor are of one size and kind; cheap to tell, unlike weights."""
@@ -122,80 +117,6 @@ class Proposer:
         taken = {name for family in map(self._tensor_families.get, found.forced()) if family for name in family.members}
         names = [n for n in self._graph.computed if self._graph.is_live(n) and n not in taken and n in tapped]
         return Made(dict.fromkeys(names), lambda name: found.isolated[name] if name in found.isolated else tapped[name])
-
-    def _scores(self, values: list[int], tensors: list[str]) -> Array:
-        reference, tapped = self._reference, self._alignment.candidate.tapped
-        scores = np.full((len(values), len(tensors)), -1.0)
-        columns: dict[tuple[int, str], list[int]] = {}
-        for j, name in enumerate(tensors):
-            columns.setdefault((tapped[name].size, comparable_kind(tapped[name])), []).append(j)
-        rows: dict[tuple[int, str], list[int]] = {}
-        for i, value in enumerate(values):
-            array = reference.values[value].array
-            assert array is not None
-            rows.setdefault((array.size, comparable_kind(array)), []).append(i)
-        latest = self._alignment.isolated or tapped
-        for key, i_s in rows.items():
-            j_s = columns.get(key)
-            if not j_s:
-                continue
-            arrays = (reference.values[values[i]].array for i in i_s)
-            alike = structure.likenesses(
-                [sample(a) for a in arrays if a is not None],
-                [sample(latest[tensors[j]] if tensors[j] in latest else tapped[tensors[j]]) for j in j_s],
-            )
-            for row, i in enumerate(i_s):
-                for column, j in enumerate(j_s):
-                    scores[i, j] = self._score(values[i], tensors[j], float(alike[row, column]))
-        return scores
-
-    def _score(self, value: int, tensor: str, alike: float) -> float:
-        if (value, tensor) in self._refuted:
-            return -1.0
-        reference = self._reference
-        site = reference.producer(value)
-        node = self._graph.nodes[self._graph.producer[tensor]]
-        assert site is not None
-        if site.index in self._folded_away:
-            return -1.0
-        possible, tie = likeness(site.op, node.op), self._tie(value, tensor)
-        if possible < 0 and tie <= 0:
-            return -1.0
-        shapes = {reference.values[v].shape for v in self._value_families[value].members}
-        tapped = self._alignment.candidate.tapped
-        same_shape = any(tapped[t].shape in shapes for t in self._tensor_families[tensor].members if t in tapped)
-        return (
-            max(0.0, possible)
-            + tie
-            + 2.5 * alike
-            + 0.5 * same_shape
-            + 0.5 * affinity(reference.layer_of(site), node.scope)
-        )
-
-    def _tie(self, value: int, tensor: str) -> float:
-        """The score of the weights that tie the tensor's node to the value's site, or to a site folded into it."""
-        site = self._reference.producer(value)
-        assert site is not None
-        node = self._graph.nodes[self._graph.producer[tensor]]
-        own = self._alignment.tied.get((node.index, site.index), {})
-        score = 0.0
-        if own and Tie.SCALED not in own.values() and not self._goes_on(node.index, site):
-            # The last parameter to enter decides between MatMul and the Add of its bias.
-            score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
-        if not (is_batch_norm(site.op) or base_name(site.op) in _FOLDABLE):
-            return score
-        sources = (self._reference.producer(self._alignment.root(v)) for v in site.inputs)
-        before = [self._alignment.tied.get((node.index, s.index), {}) for s in sources if s is not None]
-        if any(Tie.SCALED in tied.values() for tied in before):
-            score = max(score, _FOLDED_SCORE)
-        return score
-
-    def _goes_on(self, node: int, site: Site) -> bool:
-        """Whether the node holds the parameter of a later site, too, that adds it to this one's result."""
-        later = [s for (n, s), own in self._alignment.tied.items() if n == node and s > site.index and own]
-        made = {self._alignment.root(value) for value in site.outputs}
-        roots = ({self._alignment.root(v) for v in self._reference.sites[s].inputs} for s in later)
-        return any(made & read for read in roots)
 
     def drop_refuted(self) -> bool:
         """Take back proposals that the latest run confirms neither from above nor from below.

@@ -1,0 +1,166 @@
+"""What speaks for each pair of an open value and an open tensor, as one number."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align import structure
+from layerdiff.align.names import affinity
+from layerdiff.align.values import comparable_kind, sample
+from layerdiff.align.weights import Tie
+from layerdiff.operators import base_name, is_batch_norm, likeness
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+
+    from layerdiff.align.alignment import Alignment
+    from layerdiff.graph import Node
+    from layerdiff.model import Site
+
+    Array = np.ndarray[Any, Any]
+
+IMPOSSIBLE = -1.0
+# Weights scaled per channel say that something was folded in: the node gives the value behind the fold.
+_TIE_SCORES = {Tie.EXACT: 2.0, Tie.NEAR: 1.5}
+_FOLDED_SCORE = 2.5
+# What exporters and optimisers fold into the weights before it, besides a BatchNorm.
+_FOLDABLE = frozenset({"mul", "div"})
+
+
+class Scores:
+    """Weighs operators, weights, likeness of the numbers in the latest run, shapes and names.
+
+    `folded_away` are sites that no tensor stands for, `refuted` pairs that a run has taken back.
+    """
+
+    def __init__(
+        self,
+        alignment: Alignment,
+        families: Mapping[str, structure.Family],
+        folded_away: Collection[int],
+        refuted: Collection[tuple[int, str]],
+    ) -> None:
+        self._alignment, self._families = alignment, families
+        self._reference, self._graph = alignment.reference, alignment.candidate.graph
+        self._folded_away = folded_away
+        self._refuted: dict[int, list[str]] = defaultdict(list)
+        for value, tensor in refuted:
+            self._refuted[value].append(tensor)
+        self._tied_sites: dict[int, list[int]] = defaultdict(list)
+        self._tied_nodes: dict[int, list[int]] = defaultdict(list)
+        for (node, site), own in alignment.tied.items():
+            if own:
+                self._tied_sites[node].append(site)
+                self._tied_nodes[site].append(node)
+
+    def of(self, values: Sequence[int], tensors: Sequence[str]) -> Array:
+        """The score of every pair; below 0 where it is none."""
+        ties = self.ties(values, tensors)
+        sites, nodes = [self._site(value) for value in values], [self._node(tensor) for tensor in tensors]
+        possible = _by_kind([s.op for s in sites], [n.op for n in nodes], likeness)
+        shapes = _by_kind([self._shapes_of(v) for v in values], [self._shapes_at(t) for t in tensors], _any_shared)
+        named = _by_kind([self._reference.layer_of(s) for s in sites], [n.scope for n in nodes], affinity)
+        alike = self._likenesses(values, tensors)
+        scores = np.maximum(0.0, possible) + ties + 2.5 * alike + 0.5 * shapes + 0.5 * named
+        scores[np.isnan(alike) | ((possible < 0) & (ties <= 0))] = IMPOSSIBLE
+        scores[[site.index in self._folded_away for site in sites]] = IMPOSSIBLE
+        column = {tensor: j for j, tensor in enumerate(tensors)}
+        for i, value in enumerate(values):
+            scores[i, [column[t] for t in self._refuted.get(value, ()) if t in column]] = IMPOSSIBLE
+        return np.asarray(scores)
+
+    def ties(self, values: Sequence[int], tensors: Sequence[str]) -> Array:
+        """The scores of the weights that tie each tensor's node to each value's site."""
+        found = np.zeros((len(values), len(tensors)))
+        for i, j in self.tied_pairs(values, tensors):
+            found[i, j] = self.tie(values[i], tensors[j])
+        return found
+
+    def tied_pairs(self, values: Sequence[int], tensors: Sequence[str]) -> list[tuple[int, int]]:
+        """The rows and columns of the pairs of which some weight tells something."""
+        columns: dict[int, list[int]] = defaultdict(list)
+        for j, tensor in enumerate(tensors):
+            columns[self._node(tensor).index].append(j)
+        found = []
+        for i, value in enumerate(values):
+            site = self._site(value)
+            nodes = {n for s in (site, *self._folded_into(site)) for n in self._tied_nodes.get(s.index, ())}
+            found += [(i, j) for n in sorted(nodes) for j in columns.get(n, ())]
+        return found
+
+    def tie(self, value: int, tensor: str) -> float:
+        """The score of the weights that tie the tensor's node to the value's site, or to a site folded into it."""
+        site, node, tied = self._site(value), self._node(tensor), self._alignment.tied
+        own = tied.get((node.index, site.index), {})
+        score = 0.0
+        if own and Tie.SCALED not in own.values() and not self._goes_on(node.index, site):
+            # The last parameter to enter decides between MatMul and the Add of its bias.
+            score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
+        if any(Tie.SCALED in tied.get((node.index, s.index), {}).values() for s in self._folded_into(site)):
+            score = max(score, _FOLDED_SCORE)
+        return score
+
+    def _folded_into(self, site: Site) -> list[Site]:
+        """The sites before one that exporters and optimisers fold into the weights of these."""
+        if not (is_batch_norm(site.op) or base_name(site.op) in _FOLDABLE):
+            return []
+        sources = (self._reference.producer(self._alignment.root(v)) for v in site.inputs)
+        return [source for source in sources if source is not None]
+
+    def _goes_on(self, node: int, site: Site) -> bool:
+        """Whether the node holds the parameter of a later site, too, that adds it to this one's result."""
+        later = [s for s in self._tied_sites.get(node, ()) if s > site.index]
+        made = {self._alignment.root(value) for value in site.outputs}
+        roots = ({self._alignment.root(v) for v in self._reference.sites[s].inputs} for s in later)
+        return any(made & read for read in roots)
+
+    def _site(self, value: int) -> Site:
+        site = self._reference.producer(value)
+        assert site is not None
+        return site
+
+    def _node(self, tensor: str) -> Node:
+        return self._graph.nodes[self._graph.producer[tensor]]
+
+    def _shapes_of(self, value: int) -> frozenset[tuple[int, ...]]:
+        return frozenset(self._reference.values[v].shape for v in self._alignment.families[value].members)
+
+    def _shapes_at(self, tensor: str) -> frozenset[tuple[int, ...]]:
+        tapped = self._alignment.candidate.tapped
+        return frozenset(tapped[t].shape for t in self._families[tensor].members if t in tapped)
+
+    def _likenesses(self, values: Sequence[int], tensors: Sequence[str]) -> Array:
+        """How alike the numbers of each value and tensor are; NaN where they are not as many, or of another kind."""
+        latest, tapped = self._alignment.isolated or self._alignment.candidate.tapped, self._alignment.candidate.tapped
+        expected = [self._reference.values[value].array for value in values]
+        rows, columns = _groups([a for a in expected if a is not None]), _groups([tapped[name] for name in tensors])
+        found = np.full((len(values), len(tensors)), np.nan)
+        for kind in rows.keys() & columns.keys():
+            left = [sample(a) for i in rows[kind] if (a := expected[i]) is not None]
+            names = [tensors[j] for j in columns[kind]]
+            right = [sample(latest[name] if name in latest else tapped[name]) for name in names]
+            found[np.ix_(rows[kind], columns[kind])] = structure.likenesses(left, right)
+        return found
+
+
+def _groups(arrays: Sequence[Array]) -> dict[tuple[int, str], list[int]]:
+    """The places of the arrays of each size and kind."""
+    found: dict[tuple[int, str], list[int]] = defaultdict(list)
+    for place, array in enumerate(arrays):
+        found[array.size, comparable_kind(array)].append(place)
+    return found
+
+
+def _any_shared(one: frozenset[Any], other: frozenset[Any]) -> float:
+    return float(not one.isdisjoint(other))
+
+
+def _by_kind(rows: Sequence[Hashable], columns: Sequence[Hashable], score: Callable[[Any, Any], float]) -> Array:
+    """A score for each row and column that depends on what they are only: asked once for each two that differ."""
+    kinds, others = list(dict.fromkeys(rows)), list(dict.fromkeys(columns))
+    table = np.array([[score(kind, other) for other in others] for kind in kinds], dtype=np.float64)
+    row, column = {kind: i for i, kind in enumerate(kinds)}, {other: j for j, other in enumerate(others)}
+    return np.asarray(table[np.ix_([row[kind] for kind in rows], [column[other] for other in columns])])
