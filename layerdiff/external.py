@@ -52,9 +52,23 @@ def without_weights(path: Path) -> onnx.ModelProto:
     kept = [entry for entry in model.metadata_props if entry.key != FOLDER]  # a file does not say where it lies
     del model.metadata_props[:]
     model.metadata_props.extend(kept)
+    _place(model, folder)
+    return model
+
+
+def placed(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """The model, with a folder for its external data where it has such data and none is known."""
+    if folder_of(model) is not None or not _outside(model):
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    _place(result, folder)
+    return result
+
+
+def _place(model: onnx.ModelProto, folder: Path) -> None:
     entry = model.metadata_props.add()
     entry.key, entry.value = FOLDER, str(folder)
-    return model
 
 
 def checked(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -26,7 +26,7 @@ from google.protobuf.message import DecodeError
 from layerdiff.checking import check, check_places, walking
 from layerdiff.copying import Copier, Injection, captured_by, is_dropped, quiet
 from layerdiff.errors import InputError, ModelFileError
-from layerdiff.external import FOLDER, checked, folder_of, is_outside, numbers, without_weights
+from layerdiff.external import FOLDER, checked, folder_of, is_outside, numbers, placed, without_weights
 from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
 from layerdiff.outlets import with_outlets
 from layerdiff.unfuse import unfused
@@ -93,11 +93,7 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
 
     """
     if isinstance(source, onnx.ModelProto):
-        check(source, "ModelProto")
-        folder = folder_of(source)
-        if folder is not None:
-            check_places(source, folder / "ModelProto")
-        return source
+        return _of_proto(source)
     if not isinstance(source, (str, Path)):
         raise InputError(
             f"candidate: wanted the path of an .onnx file or an onnx.ModelProto, got {type(source).__name__}"
@@ -121,6 +117,23 @@ def load(source: str | Path | onnx.ModelProto) -> onnx.ModelProto:
         wanted = sorted({e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"})
         raise ModelFileError(
             f"{path}: external data cannot be read ({error}); it belongs beside the model as {', '.join(wanted)}"
+        ) from error
+
+
+def _of_proto(source: onnx.ModelProto) -> onnx.ModelProto:
+    """A model in memory; where its data is outside, and nothing says where, runtimes look in the working directory."""
+    check(source, "ModelProto")
+    model = placed(source, Path.cwd())
+    folder = folder_of(model)
+    if folder is None:
+        return model
+    check_places(model, folder / "ModelProto")
+    try:
+        return model if model is source else checked(model)
+    except (OSError, ValueError, onnx.checker.ValidationError) as error:
+        raise ModelFileError(
+            f"ModelProto: its external data cannot be read ({error}); a ModelProto does not say in which folder that "
+            "lies: give the path of the .onnx file, or load it with onnx.load(path)"
         ) from error
 
 

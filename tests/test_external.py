@@ -20,6 +20,7 @@ from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 
@@ -74,6 +75,77 @@ def test_a_fault_in_a_large_weight_is_found_and_repaired_wherever_it_lies(saved:
     before = saved.read_bytes()
     assert found[1].repair(tmp_path / "fixed.onnx").agrees
     assert saved.read_bytes() == before
+
+
+def one_file(proto: onnx.ModelProto, folder: Path) -> Path:
+    """All weights in one file beside the model."""
+    onnx.save(proto, folder / "model.onnx", save_as_external_data=True, location="model.bin", size_threshold=0)
+    return folder / "model.onnx"
+
+
+def a_file_each(proto: onnx.ModelProto, folder: Path) -> Path:
+    """Each weight in a file of its own."""
+    onnx.save(proto, folder / "model.onnx", save_as_external_data=True, all_tensors_to_one_file=False, size_threshold=0)
+    return folder / "model.onnx"
+
+
+def in_a_subfolder(proto: onnx.ModelProto, folder: Path) -> Path:
+    """All weights in one file, in a folder beside the model."""
+    (folder / "data").mkdir()
+    return sharded(proto, folder, ["data/all.bin"])
+
+
+def in_shards(proto: onnx.ModelProto, folder: Path) -> Path:
+    """The weights spread over three files, at offsets that runtimes can map."""
+    return sharded(proto, folder, [f"model-{number}-of-3.bin" for number in (1, 2, 3)])
+
+
+def sharded(proto: onnx.ModelProto, folder: Path, places: list[str]) -> Path:
+    for index, tensor in enumerate(proto.graph.initializer):
+        place, raw = places[index % len(places)], numpy_helper.to_array(tensor).tobytes()
+        with (folder / place).open("ab") as file:
+            file.write(bytes(-file.tell() % 4096))
+            offset = file.tell()
+            file.write(raw)
+        tensor.ClearField("float_data")
+        tensor.raw_data = raw
+        set_external_data(tensor, place, offset, len(raw))
+        tensor.ClearField("raw_data")
+    (folder / "model.onnx").write_bytes(proto.SerializeToString())
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("exporter", Exporter)
+@pytest.mark.parametrize("layout", [one_file, a_file_each, in_a_subfolder, in_shards])
+def test_data_in_any_files_beside_the_model_is_read(
+    layout: Callable[[onnx.ModelProto, Path], Path], exporter: Exporter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, inputs = wide(), (noise("wide", 2, 160),)
+    path = layout(export(model, inputs, exporter), tmp_path)
+    assert len(outside(onnx.load(path, load_external_data=False))) >= 4
+    monkeypatch.chdir(tmp_path)  # where runtimes look for the data of a model that they are given without a path
+    for candidate in (str(path), path, onnx.load(path, load_external_data=False), onnx.load(path)):
+        good = layerdiff.trace(model, candidate, inputs, progress=False)
+        assert good.agrees
+        assert good.coverage.compared > 1
+    with torch.no_grad():
+        model[2].weight[3] += 0.1
+    for candidate in (str(path), path, onnx.load(path, load_external_data=False)):
+        bad = layerdiff.trace(model, candidate, inputs, progress=False)
+        assert bad.first_divergence is not None
+        assert bad.first_divergence.layer == "2"
+        assert [d.cause for d in bad.diagnoses] == ["weights"]
+
+
+def test_a_model_without_its_data_is_refused_with_what_to_give_instead(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = onnx.load(one_file(onnx.load(saved), tmp_path), load_external_data=False)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    with pytest.raises(layerdiff.ModelFileError, match=r"does not say in which folder .* give the path of the .onnx"):
+        layerdiff.trace(wide(), bare, noise("wide", 2, 160), progress=False)
 
 
 def test_a_worker_process_finds_weights_that_are_outside(saved: Path) -> None:
