@@ -7,6 +7,8 @@ runtime may fuse. The tables only have to make the right pair more likely than a
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 # Operators that move no number, by their aten name without namespace and overload.
 RESHAPING = frozenset(
     {
@@ -157,6 +159,7 @@ _TORCH_KIN: tuple[frozenset[str], ...] = (
 )  # fmt: skip
 
 
+@lru_cache(maxsize=4096)
 def base_name(op: str) -> str:
     """``aten.add_.Tensor`` → ``add``: no namespace, no overload, no in-place mark; ``onnx.Conv`` → ``convolution``."""
     if op.startswith("nn."):
@@ -167,6 +170,7 @@ def base_name(op: str) -> str:
     return name if name in RESHAPING or name.startswith("_") else name.rstrip("_")
 
 
+@lru_cache(maxsize=4096)
 def likeness(op: str, other: str) -> float:
     """1 when a candidate's operator can end one of the reference, 0.5 for its kin, -1 when neither, 0 when unknown."""
     if op.startswith(ONNX):
@@ -220,17 +224,20 @@ def _likeness_in_torch(name: str, other: str) -> float:
     return -1.0 if name in known and other in known else 0.0
 
 
+@lru_cache(maxsize=4096)
 def only_moves(op: str) -> bool:
     """Whether an operator computes nothing: it reshapes, permutes or repeats what it gets."""
     moving = {"transpose", "permute", "t", "expand", "numpy_T", "movedim", "swapaxes"}
     return is_reshaping(op) or base_name(op) in moving or op.removeprefix(ONNX) in _ONNX_MOVING
 
 
+@lru_cache(maxsize=4096)
 def is_reshaping(op: str) -> bool:
     """Whether an operator only renames or reshapes what it gets."""
     return base_name(op) in RESHAPING or op.removeprefix(ONNX) in _ONNX_RESHAPING
 
 
+@lru_cache(maxsize=4096)
 def is_batch_norm(op: str) -> bool:
     """Whether an operator is a BatchNorm, on either side."""
     return "batch_norm" in base_name(op) or op == "BatchNormalization"

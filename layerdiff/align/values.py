@@ -7,6 +7,7 @@ said to be so in the report.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 VAGUE = 0.5
+_FIRST = 4
 # Sums of samples: numbers beyond this count as this, and adding up rounds by so much at most.
 _HUGE, _ADDING = 1e30, 1e-13
 
@@ -31,9 +33,16 @@ def sample(array: Array) -> Array:
     """Up to 64 elements at fixed pseudo-random positions, as float64; NaN and Inf become large marks."""
     flat = np.ascontiguousarray(array).reshape(-1)
     if flat.size > SAMPLES:
-        flat = flat[np.random.default_rng(flat.size).integers(0, flat.size, SAMPLES)]
-    wide = np.abs(flat) if flat.dtype.kind == "c" else flat
-    return np.nan_to_num(wide.astype(np.float64), nan=9.8e299, posinf=1e300, neginf=-1e300)
+        flat = flat[_places(flat.size)]
+    wide = (np.abs(flat) if flat.dtype.kind == "c" else flat).astype(np.float64)
+    if np.isfinite(wide).all():
+        return wide
+    return np.nan_to_num(wide, nan=9.8e299, posinf=1e300, neginf=-1e300)
+
+
+@lru_cache(maxsize=256)
+def _places(size: int) -> Array:
+    return np.random.default_rng(size).integers(0, size, SAMPLES)
 
 
 def comparable_kind(array: Array) -> str:
@@ -103,6 +112,9 @@ def _spreads_beyond(array: Array, least: float) -> bool:
     Of n numbers, m have the sum of squares about their own mean that all n have at least about theirs.
     """
     some = array.reshape(-1)[:: max(1, array.size // 4096)].astype(np.float64)
+    low, high = float(some.min()), float(some.max())
+    if low >= -MASK_SMALLEST and high <= MASK_SMALLEST and (high - low) ** 2 / 2 > least**2 * array.size:
+        return True  # the two alone are far enough apart
     some = some[np.abs(some) <= MASK_SMALLEST]
     return some.size > 0 and float(np.sum((some - some.mean()) ** 2)) > least**2 * array.size
 
@@ -123,15 +135,18 @@ class _Table:
 
     def _key(self, samples: Array) -> Array:
         """The sums; the marks for what is not finite would make them overflow."""
-        return np.asarray(np.clip(samples, -_HUGE, _HUGE) @ self._weights)
+        return np.asarray(np.minimum(np.maximum(samples, -_HUGE), _HUGE) @ self._weights)
 
     def near(self, wanted: Array, limit: Limit) -> list[str]:
-        room = np.max(limit.atol) + (limit.rtol + MASK_TOLERANCE) * np.abs(
-            wanted
-        )  # generous: the full comparison that follows is not
-        key = self._key(wanted)
-        apart = self._key(room) + _ADDING * self._key(np.abs(wanted))
-        low = np.searchsorted(self._keys, key - apart, side="left")
-        high = np.searchsorted(self._keys, key + apart, side="right")
-        close = np.all(np.abs(self._samples[low:high] - wanted) <= room, axis=1)
-        return [self._names[i] for i in sorted(self._order[low:high][close])]
+        size = np.abs(wanted)  # the full comparison that follows knows which large numbers are masks
+        room = np.max(limit.atol) + limit.rtol * size + np.where(size > MASK_SMALLEST, MASK_TOLERANCE * size, 0.0)
+        room *= 1 + _ADDING
+        key, apart, adding = self._key(np.stack([wanted, room, size]))
+        apart += _ADDING * adding
+        low = self._keys.searchsorted(key - apart, side="left")
+        high = self._keys.searchsorted(key + apart, side="right")
+        near = np.arange(low, high)
+        for part in (slice(_FIRST), slice(_FIRST, None)):  # most of many are far off in the first few
+            gaps = self._samples[near, part] - wanted[part]
+            near = near[(np.abs(gaps, out=gaps) <= room[part]).all(axis=1)]
+        return [self._names[i] for i in sorted(self._order[near])]
