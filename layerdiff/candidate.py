@@ -14,7 +14,7 @@ from layerdiff.external import with_weights
 from layerdiff.flatten import flattened, left_whole
 from layerdiff.graph import RANDOM, Graph, Injection, counting, sizes_by_inference
 from layerdiff.layout import after, inverse, named
-from layerdiff.portions import portions
+from layerdiff.portions import few_at_once, portions
 from layerdiff.store import Made, Shelf, Store
 
 if TYPE_CHECKING:
@@ -231,8 +231,8 @@ class Candidate:
     def _every(self, values: Mapping[str, Array]) -> Shelf[str]:
         """Every tensor that the graph computes, where some are read with the given values instead of their own.
 
-        Where memory may not hold it all, one portion of the graph runs after the other. A node computes the same from
-        the same operands, whatever else is in its graph.
+        Where memory may not hold it all, or there are very many, one portion of the graph runs after the other. A node
+        computes the same from the same operands, whatever else is in its graph.
         """
         portions = self._portions
         if len(portions) == 1:
@@ -250,11 +250,11 @@ class Candidate:
 
     @cached_property
     def _portions(self) -> list[Sequence[str]]:
-        """The computed tensors in groups that memory holds."""
+        """The computed tensors in groups that memory holds, and of which a runtime makes outputs without delay."""
         names = list(self.graph.computed)
         most_bytes = self._store.most_at_once(sum(array.nbytes for array in self._fed.values()) * len(names))
         if most_bytes is None or len(names) < 2:
-            return [names]
+            return few_at_once(self.graph, names)
         return portions(self.graph, names, self._sizes(names), most_bytes) or [names]
 
     def _sizes(self, names: Sequence[str]) -> dict[str, int]:

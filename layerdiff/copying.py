@@ -115,7 +115,9 @@ class Copier:
             self._edges.get((index, slot)) or self._whole.get(tensor.name) or self.tensor(tensor)
             for slot, tensor in enumerate(original.inputs)
         ]
-        captured = {name: self.tensor(t) for name, t in captured_by(original).items()} | self._whole
+        captured: dict[str, gs.Tensor] = {}
+        if any(isinstance(attribute, gs.Graph) for attribute in original.attrs.values()):
+            captured = {name: self.tensor(t) for name, t in captured_by(original).items()} | self._whole
         copy = original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
         _restore_kinds(original, copy)
         _drop_empty(copy)

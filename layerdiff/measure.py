@@ -61,8 +61,7 @@ def mask_bound(array: Array) -> float:
     if largest(array) <= MASK_SMALLEST:  # NaN is not: the rest is looked at more closely
         return np.inf
     with np.errstate(over="ignore"):
-        top = float(np.nanmax(np.abs(array), initial=0.0))
-        if array.size < 2 or not top > MASK_SMALLEST:
+        if array.size < 2 or not (top := float(np.nanmax(np.abs(array), initial=0.0))) > MASK_SMALLEST:
             return np.inf
         picks = np.abs(array.reshape(-1)[:: max(1, array.size // 4096)]).astype(np.float64)
     picks = picks[np.isfinite(picks)]

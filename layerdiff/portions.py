@@ -1,4 +1,4 @@
-"""A graph in portions, so that what one of them makes fits into memory; each runs from what those before it made."""
+"""A graph in portions, so that what one makes fits into memory, or is few; each runs from what those before it made."""
 
 from __future__ import annotations
 
@@ -8,6 +8,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from layerdiff.graph import Graph
+
+
+MANY = 4_000
+"""Of more tensors than this, not all are outputs of one session."""
+FEW = 1_000
+"""So many are then: what a session costs grows with the product of its nodes, inputs and outputs."""
+
+
+def few_at_once(graph: Graph, names: Sequence[str]) -> list[Sequence[str]]:
+    """The tensors of a graph in groups that a runtime opens in no time, in topological order."""
+    if len(names) <= MANY:
+        return [names]
+    return portions(graph, names, dict.fromkeys(names, 1), FEW) or [names]
 
 
 def portions(graph: Graph, names: Iterable[str], sizes: Mapping[str, int], most_bytes: int) -> list[Sequence[str]]:

@@ -181,6 +181,25 @@ def test_portions_keep_to_their_size_and_to_the_order_of_the_graph() -> None:
     assert portions(graph, "abcd", sizes, 1) == [["a"], ["b"], ["c"], ["d"]]
 
 
+def test_a_graph_of_many_tensors_runs_in_portions_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [helper.make_node("Tanh", [f"t{i}"], [f"t{i + 1}"]) for i in range(9)]
+    graph = graph_of([*nodes, helper.make_node("Add", ["t2", "t9"], ["y"])], {"t0": (4,)}, ["y"])
+    feeds = {"t0": np.linspace(-1, 1, 4, dtype=np.float32)}
+    values = {f"t{i}": np.full(4, i, np.float32) for i in (2, 3, 7)}
+
+    def runs() -> tuple[dict[str, Any], dict[str, Any], int]:
+        candidate = Candidate(graph, Graph(graph), OnnxRuntime(), feeds)
+        return dict(candidate.tapped), dict(candidate.isolated(values)), len(candidate._portions)
+
+    whole, isolated, one = runs()
+    monkeypatch.setattr("layerdiff.portions.MANY", 9)
+    monkeypatch.setattr("layerdiff.portions.FEW", 4)
+    in_portions, isolated_in_portions, several = runs()
+    assert (one, several > 2) == (1, True)
+    np.testing.assert_equal(in_portions, whole)
+    np.testing.assert_equal(isolated_in_portions, isolated)
+
+
 def test_a_shelf_turns_axes_without_reading() -> None:
     keeper = Store(0)
     shelf = Shelf({"x": keeper.keep(np.arange(6000).reshape(2, 3, 1000)), "y": keeper.keep(np.array(1))})
