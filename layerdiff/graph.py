@@ -162,9 +162,24 @@ class Graph:
             t.values.name for t in model.graph.sparse_initializer
         }
         self.initializers = frozenset(initializers)
-        self.inputs = tuple(_port(v) for v in model.graph.input if v.name not in initializers)
+        self.ports = tuple(
+            _port(v) for v in model.graph.input
+        )  # also those that an initializer fills unless they are fed
+        self.inputs = tuple(port for port in self.ports if port.name not in initializers)
         self.outputs = tuple(_port(v) for v in model.graph.output)
         self.producer = {name: node.index for node in self.nodes for name in node.outputs if name}
+
+    def taking(self, names: Iterable[str]) -> Graph:
+        """The graph in which some inputs are fed though an initializer would fill them; itself where none is."""
+        fed = self.initializers.intersection(names)
+        if not fed:
+            return self
+        model = onnx.ModelProto()
+        model.CopyFrom(self.model)
+        kept = [tensor for tensor in model.graph.initializer if tensor.name not in fed]
+        del model.graph.initializer[:]
+        model.graph.initializer.extend(kept)
+        return Graph(model, take_apart=False)
 
     @cached_property
     def consumers(self) -> dict[str, list[tuple[int, int]]]:

@@ -17,7 +17,7 @@ from layerdiff.signature import signature_of
 from layerdiff.tensors import named_tensors
 
 if TYPE_CHECKING:
-    from layerdiff.graph import Port
+    from layerdiff.graph import Graph, Port
     from layerdiff.model import Reference
 
     Array = np.ndarray[Any, Any]
@@ -101,8 +101,10 @@ def _read(path: Path) -> Any:
     return tuple(arrays[name] for name in positional) if set(arrays) == set(positional) else arrays
 
 
-def feeds_for(ports: tuple[Port, ...], arrays: Mapping[str, Array]) -> dict[str, Array]:
+def feeds_for(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, Array]:
     """The inputs of a graph, by name: matched by argument name where all names are known, else by position.
+
+    An input that an initializer fills is fed where the sample has something for it.
 
     Raises
     ------
@@ -112,21 +114,42 @@ def feeds_for(ports: tuple[Port, ...], arrays: Mapping[str, Array]) -> dict[str,
         An input of another size than the graph declares.
 
     """
-    if {port.name for port in ports} <= set(arrays):
-        chosen = {port.name: arrays[port.name] for port in ports}
-    elif len(ports) == len(arrays):
-        chosen = {port.name: array for port, array in zip(ports, arrays.values(), strict=True)}
+    fed = _fed_ports(graph, arrays)
+    if {port.name for port in fed} <= set(arrays):
+        chosen = {port.name: arrays[port.name] for port in fed}
+    elif len(fed) == len(arrays):
+        chosen = {port.name: array for port, array in zip(fed, arrays.values(), strict=True)}
     else:
-        wanted = ", ".join(f"{port.name} {_describe(port.dtype, port.shape)}" for port in ports)
+        wanted = ", ".join(f"{port.name} {_describe(port.dtype, port.shape)}" for port in fed)
         got = ", ".join(f"{name} {_describe(str(a.dtype), a.shape)}" for name, a in arrays.items())
         raise SampleError(
-            f"the ONNX model has {_count(len(ports))} ({wanted}), the sample has {_count(len(arrays))} ({got}); "
+            f"the ONNX model has {_count(len(fed))} ({wanted}), the sample has {_count(len(arrays))} ({got}); "
             "give the same inputs to both, by name or in the order of the graph"
         )
-    chosen = {port.name: _in_layout(port, chosen[port.name]) for port in ports}
-    for port in ports:
+    chosen = {port.name: _in_layout(port, chosen[port.name]) for port in fed}
+    for port in fed:
         _check(port, chosen[port.name])
     return chosen
+
+
+def _fed_ports(graph: Graph, arrays: Mapping[str, Array]) -> tuple[Port, ...]:
+    """What must be fed, and what initializers fill but the sample has: by name, or as one of the first by position."""
+    if {port.name for port in graph.inputs} <= set(arrays):
+        return tuple(port for port in graph.ports if port in graph.inputs or port.name in arrays)
+    first = graph.ports[: len(arrays)]
+    if len(first) <= len(graph.inputs) or not set(graph.inputs) <= set(first):
+        return graph.inputs
+    return (
+        first if all(_fits(port, array) for port, array in zip(first, arrays.values(), strict=True)) else graph.inputs
+    )
+
+
+def _fits(port: Port, array: Array) -> bool:
+    try:
+        _check(port, array)
+    except SampleError:
+        return False
+    return True
 
 
 def read_only(feeds: Mapping[str, Array], reference: Reference) -> dict[str, Array]:

@@ -39,6 +39,6 @@ class OnnxCandidate:
     def fed(self, sample: Sample, feeds: Mapping[str, Array]) -> Candidate:
         """The candidate with one sample, its control flow laid flat."""
         del sample
-        fed = feeds_for(self._graph.inputs, feeds)
+        fed = feeds_for(self._graph, feeds)
         with walking(self.label):
-            return Candidate(self.source, self._graph, self.backend, fed, store=self._store).flat()
+            return Candidate(self.source, self._graph.taking(fed), self.backend, fed, store=self._store).flat()

@@ -77,12 +77,13 @@ class OnnxReference:
     def feeds(self, sample: Sample) -> dict[str, Array]:
         """The arrays of the sample under the names of the graph's inputs."""
         positional = list(named_tensors(sample.args).values())
-        names = [port.name for port in self._graph.inputs]
+        ports = self._graph.inputs if len(positional) <= len(self._graph.inputs) else self._graph.ports
+        names = [port.name for port in ports]
         if len(positional) > len(names):  # refused below, with all of them told
             names = [str(position) for position in range(len(positional))]
         tensors = named_tensors(dict(sample.kwargs)) | dict(zip(names, positional, strict=False))
         arrays = {name: array for name, tensor in tensors.items() if (array := to_array(tensor)) is not None}
-        return feeds_for(self._graph.inputs, arrays)
+        return feeds_for(self._graph, arrays)
 
     def capture(self, sample: Sample) -> Reference:
         """The dataflow graph of one run without optimisations."""
@@ -107,8 +108,9 @@ class OnnxReference:
 
     def _with(self, sample: Sample) -> Candidate:
         if self._running is None or self._running[0] is not sample:
-            fed = Candidate(self._source, self._graph, self._backend, self.feeds(sample), store=self._store)
-            self._running = (sample, fed.flat())
+            feeds = self.feeds(sample)
+            run = Candidate(self._source, self._graph.taking(feeds), self._backend, feeds, store=self._store)
+            self._running = (sample, run.flat())
         return self._running[1]
 
     def _note_own_optimisations(self, run: Candidate, reference: Reference, floor: Mapping[int, Noise]) -> None:
