@@ -11,6 +11,7 @@ import torch
 from onnx import helper
 from torch import Tensor, nn
 
+import layerdiff
 from layerdiff.layout import after, inverse, is_trivial, moved, named, one_axis_moved
 from layerdiff.model import Kind
 from tests.zoo import MODELS
@@ -155,3 +156,27 @@ def test_a_layout_has_the_name_that_people_know():
     assert named((0, 2, 3, 1)) == "channels first (NCHW)"
     assert named((0, 2, 1)) == "channels last"
     assert named((1, 0)) == "with its axes permuted"
+
+
+class Attention(nn.Module):
+    """Attention as one operator, which exporters take apart: the file transposes keys, the model does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before, self.mixed, self.behind = (nn.Linear(16, width) for width in (16, 48, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.mixed(self.before(x)).view(1, 6, 3, 2, 8).permute(2, 0, 3, 1, 4)
+        found = nn.functional.scaled_dot_product_attention(*parts.unbind(0))
+        return self.behind(found.transpose(1, 2).reshape(1, 6, 16))
+
+
+def test_what_is_multiplied_with_a_key_on_its_side_does_not_stand_on_its_side() -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Attention(), Attention()).eval(), torch.randn(1, 6, 16)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    with torch.no_grad():
+        model[1].before.weight.mul_(1.5)
+    report = layerdiff.trace(model, proto, x, granularity="op", progress=False)
+    mixed = [row for row in report.layers if row.op is not None and "scaled_dot_product" in row.op]
+    assert [row.onnx_tensor for row in mixed] == ["/0/MatMul_1_output_0", "/1/MatMul_1_output_0"]

@@ -39,6 +39,8 @@ _CHANNELS_FIRST = frozenset(
     }
 )  # fmt: skip
 
+_PRODUCTS = frozenset({"MatMul", "Gemm", "Einsum"})
+
 
 def layouts(
     known: Mapping[int, Array], matched: Mapping[int, list[str]], candidate: Candidate, limits: Mapping[int, Limit]
@@ -60,20 +62,41 @@ def _by_values(
     values: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, array in known.items():
         if array.ndim in RANKS and array.dtype.kind == "f" and not says_nothing(array, limits[index]):
-            values[array.shape].append(index)
-    picked = {index: _picked(known[index], range(known[index].ndim)) for found in values.values() for index in found}
+            values[tuple(sorted(array.shape))].append(index)
+    corners = {index: _corners(known[index]) for found in values.values() for index in found}
+    picked: dict[int, Array] = {}
     result: dict[str, Axes] = {}
     for name, array in tensors.items():
-        if array.size < 2 or np.all(array == array.flat[0]):
+        own = _corners(array) if array.size > 1 else None
+        alike = [
+            i
+            for i in values.get(tuple(sorted(array.shape)), ())
+            if own is not None and _near(corners[i], own, limits[i])
+        ]
+        if not alike or _is_constant(array):
             continue
+        for index in alike:
+            if index not in picked:
+                picked[index] = _picked(known[index], range(known[index].ndim))
         for axes in _orders(array.ndim):
             shape = tuple(array.shape[axis] for axis in axes)
-            candidates = values.get(shape, ())
+            candidates = [i for i in alike if known[i].shape == shape]
             sampled = _picked(array, axes) if candidates else None
             if any(_is(known[i], array.transpose(axes), picked[i], sampled, limits[i]) for i in candidates):
                 result[name] = axes
                 break
     return result
+
+
+def _corners(array: Array) -> Array:
+    """The first and the last number, which no order of the axes moves."""
+    return np.array([array.flat[0], array.flat[-1]], np.float64)
+
+
+def _is_constant(array: Array) -> bool:
+    """Whether all numbers are one; some of them tell mostly that they are not."""
+    first = array.flat[0]
+    return bool(np.all(array.reshape(-1)[:: max(1, array.size // SAMPLES)] == first) and np.all(array == first))
 
 
 def _orders(rank: int) -> list[Axes]:
@@ -91,10 +114,15 @@ def _picked(array: Array, axes: Iterable[int]) -> Array:
 
 def _is(expected: Array, actual: Array, picked: Array, sampled: Array | None, limit: Limit) -> bool:
     assert sampled is not None
+    return _near(picked, sampled, limit) and same_numbers(expected, actual, limit)
+
+
+def _near(expected: Array, actual: Array, limit: Limit) -> bool:
+    """Whether a few numbers are close enough for all to be compared."""
     with np.errstate(invalid="ignore"):
-        room = 2 * np.max(limit.atol) + (limit.rtol + 1e-3) * np.abs(picked)
-        close = (np.abs(sampled - picked) <= room) | (sampled == picked) | (np.isnan(sampled) & np.isnan(picked))
-    return bool(np.all(close)) and same_numbers(expected, actual, limit)
+        room = 2 * np.max(limit.atol) + (limit.rtol + 1e-3) * np.abs(expected)
+        close = np.abs(actual - expected) <= room
+        return bool(np.all(close | (actual == expected) | (np.isnan(actual) & np.isnan(expected))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +156,12 @@ class _Carrier:
         if node.op in _CHANNELS_FIRST:
             return None
         rank = self.tapped[name].ndim
-        fitting = (n for n in node.inputs if n in self.found and self.tapped[n].ndim == rank)
+        operands = node.inputs
+        if node.op in _PRODUCTS:  # rows of the one and columns of the other; a weight leaves the rows as they are
+            operands = (
+                operands[:1] if operands[1] in self.graph.constant or operands[1] in self.graph.initializers else ()
+            )
+        fitting = (n for n in operands if n in self.found and self.tapped[n].ndim == rank)
         return next((self.found[n] for n in fitting), None)
 
     def _transposed(self, node: Node, name: str, usual: set[Axes | None]) -> Axes | None:
