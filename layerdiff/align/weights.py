@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.blocks import all_within
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from layerdiff.graph import Graph
     from layerdiff.model import Reference, Site
@@ -23,9 +22,13 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 _QUANTILES = 129
-# Of weights with more numbers than this, about so many channels are looked at before all are.
-_LARGE, _CHANNELS = 65_536, 64
-_FEW = 8
+# So many channels of a weight, and numbers of each, tell what it resembles.
+_CHANNELS, _OF_EACH = 64, 256
+# Numbers that are looked at in one go.
+_AT_ONCE = 1 << 20
+_EQUAL = 1e-6
+# Vectors that are shorter vary alike by accident.
+_TELLING = 8
 
 
 class Tie(str, Enum):
@@ -68,65 +71,110 @@ def ties(reference: Reference, graph: Graph, constants: Mapping[str, Array]) -> 
 
     `constants` are the numbers of initializers and of tensors computed from them.
     """
-    by_size: dict[int, list[str]] = {}
-    for name, array in reference.parameters.items():
-        if array.size > 1 and array.dtype.kind == "f":
-            by_size.setdefault(array.size, []).append(name)
     sites_of: dict[str, list[int]] = {}
     for site, names in parameters_of_sites(reference).items():
         for name in names:
             sites_of.setdefault(name, []).append(site)
     relations: dict[str, dict[str, Tie]] = {}
-    seen = _Seen(reference)
+    weights = _Weights(reference)
     found: dict[tuple[int, int], dict[str, Tie]] = {}
     for node, operand in ((n, name) for n in graph.nodes for name in n.inputs if name in constants):
         if operand not in relations:
-            relations[operand] = _relations(constants[operand], by_size, seen)
+            relations[operand] = weights.relations(constants[operand])
         for name, tie in relations[operand].items():
             for site in sites_of.get(name, ()):
                 found.setdefault((node.index, site), {})[name] = tie
     return found
 
 
-class _Seen:
-    """The parameters of a reference; what was once found of one is known from then on."""
+class _Weights:
+    """The parameters of a reference, with some numbers of each: most weights lie as the model has them, or turned."""
 
     def __init__(self, reference: Reference) -> None:
         self._parameters = reference.parameters
-        self._outlines: dict[str, Array] = {}
+        self._by_size: dict[int, list[str]] = {}
+        self._by_shape: dict[tuple[int, ...], list[str]] = {}
+        for name, array in self._parameters.items():
+            if array.size > 1 and array.dtype.kind == "f":
+                self._by_size.setdefault(array.size, []).append(name)
+                self._by_shape.setdefault(array.shape, []).append(name)
+        self._picked: dict[tuple[tuple[int, ...], bool], Array] = {}
+        self._outlines: dict[int, Array] = {}
 
-    def array(self, name: str) -> Array:
-        """The numbers of a parameter."""
-        return self._parameters[name]
+    def relations(self, array: Array) -> dict[str, Tie]:
+        """The parameters that an array may be; only the best kind of tie is kept."""
+        if array.size not in self._by_size or array.dtype.kind not in "fiu":
+            return {}
+        found: dict[str, Tie] = {}
+        for turned in (False, True) if array.ndim > 1 else (False,):
+            names, picked = self._of_shape(array.shape[::-1] if turned else array.shape, turned=turned)
+            for name, tie in zip(names, _resemblances(picked, array), strict=True):
+                if tie is not None and (name not in found or tie is Tie.EXACT):
+                    found[name] = tie
+        if not {Tie.EXACT, Tie.SCALED}.intersection(found.values()):  # gates in another order, say: these are sorted
+            found |= {name: Tie.EXACT for name in self._of_about(array) if _same_numbers(self._parameters[name], array)}
+        best = next((tie for tie in Tie if tie in found.values()), None)
+        return {name: tie for name, tie in found.items() if tie is best}
 
-    def of_about(self, outline: Array, names: Sequence[str]) -> list[str]:
-        """The parameters, of those of one size, that may hold the numbers of an array with such an outline."""
-        key = names[0]  # no other size has it
-        if key not in self._outlines:
-            self._outlines[key] = np.stack([_outline(self._parameters[name]) for name in names])
-        own = self._outlines[key]
+    def _of_shape(self, shape: tuple[int, ...], *, turned: bool) -> tuple[list[str], Array]:
+        """The parameters of one shape, and some numbers of each as it is or turned."""
+        names = self._by_shape.get(shape, [])
+        if names and (shape, turned) not in self._picked:
+            arrays = (self._parameters[name] for name in names)
+            self._picked[shape, turned] = np.stack([_picks(array.T if turned else array) for array in arrays])
+        return names, self._picked.get((shape, turned), np.zeros((0, 1, 1)))
+
+    def _of_about(self, array: Array) -> list[str]:
+        """The parameters that may hold the numbers of an array in another order."""
+        names = self._by_size[array.size]
+        if array.size not in self._outlines:
+            self._outlines[array.size] = np.stack([_outline(self._parameters[name]) for name in names])
+        own = self._outlines[array.size]
         scale = np.abs(own[:, :2]).max(axis=1, keepdims=True)
-        close = np.all(np.abs(own - outline) <= 1e-6 * np.where(scale > 0, scale, 1.0), axis=1)
+        close = np.all(np.abs(own - _outline(array)) <= _EQUAL * np.where(scale > 0, scale, 1.0), axis=1)
         return [names[int(i)] for i in np.flatnonzero(close)]
 
 
-def _relations(array: Array, by_size: Mapping[int, list[str]], seen: _Seen) -> dict[str, Tie]:
-    """The parameters that an array may be; only the best kind of tie is kept."""
-    names = by_size.get(array.size, [])
-    if not names or array.size < 2 or array.dtype.kind not in "fiu":
-        return {}
-    likely = seen.of_about(_outline(array), names)
-    exact = {name: Tie.EXACT for name in likely if _same_numbers(seen.array(name), array)}
-    if exact:
-        return exact
-    found = {name: tie for name in names if (tie := _resemblance(seen.array(name), array)) is not None}
-    best = next((tie for tie in Tie if tie in found.values()), None)
-    return {name: tie for name, tie in found.items() if tie is best}
+def _picks(array: Array) -> Array:
+    """Some numbers of some channels, in double precision: all of them where they are few. Shape (channels, numbers)."""
+    if array.ndim < 2:
+        flat = array.reshape(1, -1)
+        return flat[:, :: max(1, array.size // (_CHANNELS * _OF_EACH))].astype(np.float64)
+    steps: list[slice] = []
+    room = _OF_EACH
+    for count in reversed(array.shape[1:]):
+        steps.insert(0, slice(None, None, max(1, count // room)))
+        room = max(1, room // count)
+    some = array[(slice(None, None, max(1, len(array) // _CHANNELS)), *steps)]
+    return some.reshape(len(some), -1).astype(np.float64)
+
+
+def _resemblances(parameters: Array, array: Array) -> list[Tie | None]:
+    """How an array relates to several parameters, of which some numbers are given: shape (n, channels, numbers)."""
+    if not len(parameters):
+        return []
+    some, alike = _picks(array), _in_another_unit if array.dtype.kind in "iu" else _resemblance
+    step = max(1, _AT_ONCE // some.size)
+    equal = np.concatenate([_equal(parameters[i : i + step], some) for i in range(0, len(parameters), step)])
+    if equal.any():
+        return [Tie.EXACT if same else None for same in equal]
+    return [alike(one, some) for one in parameters]
+
+
+def _equal(parameters: Array, some: Array) -> Array:
+    """Which of several parameters hold some numbers, to a millionth of the largest."""
+    scale = np.abs(parameters).max(axis=(1, 2))
+    return np.asarray(np.abs(parameters - some).max(axis=(1, 2)) <= _EQUAL * np.where(scale > 0, scale, 1.0))
 
 
 def relation(parameter: Array, array: Array) -> Tie | None:
     """How an array relates to a parameter of the same size."""
-    return Tie.EXACT if _same_numbers(parameter, array) else _resemblance(parameter, array)
+    if _same_numbers(parameter, array):
+        return Tie.EXACT
+    views = [view for view in (parameter, parameter.T) if view.shape == array.shape]
+    alike = _in_another_unit if array.dtype.kind in "iu" else _resemblance
+    found = (alike(_picks(view), _picks(array)) for view in views)
+    return next((tie for tie in found if tie is not None), None)
 
 
 def _outline(array: Array) -> Array:
@@ -137,59 +185,29 @@ def _outline(array: Array) -> Array:
 def _close(one: Array, other: Array, outline: Array) -> bool:
     """Whether numbers are equal to a millionth of the largest of a parameter with such an outline."""
     scale = float(np.abs(outline[:2]).max()) or 1.0
-    return bool(np.abs(one - other).max() <= 1e-6 * scale)
+    return bool(np.abs(one - other).max() <= _EQUAL * scale)
 
 
 def _same_numbers(parameter: Array, array: Array) -> bool:
     """Whether two arrays hold the same numbers, in whatever order."""
     outline = _outline(parameter)
-    if _near_in_place(parameter, array, outline):
-        return True
     return _close(outline, _outline(array), outline) and _close(_spread(parameter), _spread(array), outline)
 
 
-def _near_in_place(parameter: Array, array: Array, outline: Array) -> bool:
-    """Whether two arrays are equal as they lie, or one turned: most weights are, and no sorting is needed then."""
-    room = 1e-6 * (float(np.abs(outline[:2]).max()) or 1.0)
-    for view in (parameter, parameter.T):
-        if view.size == array.size and view.dtype == array.dtype == np.float32:
-            flat = array if array.shape == view.shape else array.reshape(view.shape)
-            some = tuple(slice(None, None, max(1, count // _FEW)) for count in view.shape)
-            if np.abs(view[some] - flat[some]).max() <= room:
-                return bool(all_within(np.ascontiguousarray(view), np.ascontiguousarray(flat), room, room))
-    return False
-
-
-def _resemblance(parameter: Array, array: Array) -> Tie | None:
-    """How an array relates to a parameter of the same size that holds other numbers."""
-    if parameter.size > _LARGE and array.dtype.kind == "f" and parameter.ndim >= 2 and not _alike(parameter, array):
-        return None
-    p, a = parameter.astype(np.float64), array.astype(np.float64)
-    if array.dtype.kind in "iu":  # quantised: the same numbers in another unit
-        views = (v for v in (p, p.T) if v.shape == a.shape and v.ndim >= 2)
-        return Tie.NEAR if any(_cosine(v - v.mean(), a - a.mean()) > 0.8 for v in views) else None
-    for view in {p.shape: p, p.T.shape: p.T}.values():
-        if view.shape != a.shape or view.ndim < 2:
-            continue
-        if np.median(_channel_cosines(view, a)) > 0.9999:
-            return Tie.SCALED
-        if _cosine(view, a) > 0.8:
-            rescaled = view.shape[0] > 1 and np.median(np.abs(channel_factors(view, a)[0] - 1)) > 0.02
-            return Tie.SCALED if rescaled else Tie.NEAR
-    if p.ndim == 1 and a.ndim == 1 and p.size >= 8 and _cosine(p - p.mean(), a - a.mean()) > 0.9:
-        return Tie.NEAR
+def _resemblance(p: Array, a: Array) -> Tie | None:
+    """How some numbers of an array relate to those of a parameter; both are of shape (channels, numbers)."""
+    if len(p) == 1:
+        return Tie.NEAR if p.size >= _TELLING and _cosine(p - p.mean(), a - a.mean()) > 0.9 else None
+    if np.median(_channel_cosines(p, a)) > 0.9999:
+        return Tie.SCALED
+    if _cosine(p, a) > 0.8:
+        return Tie.SCALED if np.median(np.abs(channel_factors(p, a)[0] - 1)) > 0.02 else Tie.NEAR
     return None
 
 
-def _alike(parameter: Array, array: Array) -> bool:
-    """Whether some channels of two large arrays point in similar directions; those of unrelated weights do not."""
-    for view in {parameter.shape: parameter, parameter.T.shape: parameter.T}.values():
-        if view.shape == array.shape:
-            picked = slice(None, None, max(1, len(view) // _CHANNELS))
-            p, a = view[picked].astype(np.float64), array[picked].astype(np.float64)
-            if _cosine(p, a) > 0.5 or np.median(_channel_cosines(p, a)) > 0.9:
-                return True
-    return False
+def _in_another_unit(p: Array, a: Array) -> Tie | None:
+    """The same for an array of integers, which may be a quantised parameter."""
+    return Tie.NEAR if len(p) > 1 and _cosine(p - p.mean(), a - a.mean()) > 0.8 else None
 
 
 def by_output_channel(reference: Reference, site: Site, weight: Array) -> Array:
