@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import mmap
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -140,8 +141,11 @@ def numbers(tensor: onnx.TensorProto, folder: Path | None) -> Array:
 def _mapped(tensor: onnx.TensorProto, folder: Path | None) -> Array:
     path = (folder or Path()) / _location(tensor)
     try:
-        offset, length = _span(tensor, path.stat().st_size)
-        return np.asarray(np.memmap(path, np.uint8, "r", offset, (length,)))
+        with path.open("rb") as file:
+            offset, length = _span(tensor, os.fstat(file.fileno()).st_size)
+            before = offset % mmap.ALLOCATIONGRANULARITY
+            pages = mmap.mmap(file.fileno(), before + length, access=mmap.ACCESS_READ, offset=offset - before)
+        return np.frombuffer(pages, np.uint8, length, before)
     except (OSError, ValueError) as error:
         raise ModelFileError(
             f"{path}: cannot be read any more ({error}); it has changed since it was opened, trace again"

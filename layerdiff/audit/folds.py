@@ -184,9 +184,11 @@ def fold_gaps(weight: Array, factor: Array, got: Array, room: Array | float = 0.
     rows, sides = weight.reshape(weight.shape[0], -1), got.reshape(weight.shape[0], -1)
     gaps, sizes, squares = np.zeros(len(rows)), np.zeros(len(rows)), np.zeros(2)
     step = max(1, BLOCK // max(1, rows.shape[1]))
+    # Single precision rounds a tenth of what is allowed for.
+    factor = factor.astype(np.float32) if weight.dtype == got.dtype == np.float32 else factor
     for begin in range(0, len(rows) if rows.shape[1] else 0, step):
         part = slice(begin, begin + step)
-        wanted = rows[part] * factor[part, None]  # in double precision, as the factor is
+        wanted = rows[part] * factor[part, None]
         gap = sides[part] - wanted
         squares += np.vdot(gap, gap), np.vdot(wanted, wanted)
         gaps[part], sizes[part] = _extremes(gap), _extremes(wanted)

@@ -62,6 +62,7 @@ class Judge:
         self._steps = steps
         self._stored: dict[str, Stored] = {}
         self._halves: dict[tuple[Any, ...], _Half | None] = {}
+        self._folds: dict[int, list[Fold]] = {}
         self._readers: dict[int, list[Site]] = {}
         for site in reference.sites:
             for value in site.inputs:
@@ -120,7 +121,7 @@ class Judge:
         """What became of an operand that belongs to a layer with affine operators behind it."""
         best: tuple[tuple[int, int], WeightResult] | None = None
         for heavy in self._heavy_before(site, place):
-            for fold in folds(self._reference, heavy, self._readers):
+            for fold in self._folds_of(heavy):
                 if operand.value not in (fold.weight, *fold.scaling, *fold.shifting):
                     continue
                 result = self._compared(operand, heavy, fold, place)
@@ -131,6 +132,12 @@ class Judge:
                 if best is None or rank < best[0]:
                     best = (rank, row)
         return None if best is None else best[1]
+
+    def _folds_of(self, heavy: Site) -> list[Fold]:
+        """The folds that start at a layer; every parameter of it and of what is behind it asks for them."""
+        if heavy.index not in self._folds:
+            self._folds[heavy.index] = list(folds(self._reference, heavy, self._readers))
+        return self._folds[heavy.index]
 
     def _heavy_before(self, site: Site, place: Place) -> Iterator[Site]:
         if base_name(site.op) in HEAVY:
