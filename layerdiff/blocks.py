@@ -23,6 +23,7 @@ BLOCK = 32_768
 TILE = 64
 # A difference of float32 numbers, rounded to float32, is at most this share off.
 _ROUNDED = 2.0**-23
+_SMALLEST = np.float32(2.0**-126)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,31 +66,39 @@ def _blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:
         yield begin, flat_e[begin : begin + BLOCK], flat_a[begin : begin + BLOCK]
 
 
-def all_within(e: Array, a: Array, least: float, most: float) -> bool | None:
-    """Whether no element of two float32 arrays is farther apart than a limit, which lies between two bounds.
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """How far apart two float32 arrays are at most; at least so far where only the first blocks were looked at."""
 
-    None where only a look at each element in float64 can tell, or a difference is not finite. The arrays must be
-    contiguous and of one size.
+    gap: float
+    whole: bool
+
+    def within(self, least: float, most: float) -> bool | None:
+        """Whether no element is farther apart than a limit, which lies between two bounds.
+
+        None where only a look at each element in float64 can tell, or a difference is not finite.
+        """
+        if not np.isfinite(self.gap):
+            return None
+        if self.whole and self.gap * (1 + _ROUNDED) <= least:
+            return True
+        return False if self.gap * (1 - _ROUNDED) > most else None
+
+
+def apart(e: Array, a: Array, enough: float) -> Apart:
+    """The largest distance of two float32 arrays, in float32; that of the first blocks where it is beyond a bound.
+
+    The arrays must be contiguous and of one size.
     """
-    apart = _gap(e, a, 2 * most)
-    if not np.isfinite(apart):
-        return None
-    if apart * (1 + _ROUNDED) <= least:
-        return True
-    return False if apart * (1 - _ROUNDED) > most else None
-
-
-def _gap(e: Array, a: Array, enough: float) -> float:
-    """The largest distance of two float32 arrays, in float32; only of the first blocks where that is beyond a bound."""
     buffer = np.empty(min(BLOCK, e.size), np.float32)
     worst = np.float32(0.0)
     with np.errstate(invalid="ignore", over="ignore"):
-        for _, one, other in _blocks(e, a):
+        for begin, one, other in _blocks(e, a):
             gap = np.subtract(other, one, out=buffer[: one.size])
             worst = np.maximum(worst, np.maximum(gap.max(), -gap.min()))
             if not worst <= enough:  # far beyond it, or NaN: no need to look at the rest
-                break
-    return float(worst)
+                return Apart(float(worst), begin + one.size == e.size)
+    return Apart(float(worst), whole=True)
 
 
 def equal(one: Array, other: Array) -> bool:
@@ -115,7 +124,7 @@ def largest_gap(e: Array, a: Array) -> float:
     That of two float32 arrays is rounded to float32.
     """
     one, other = np.ascontiguousarray(e), np.ascontiguousarray(a).reshape(e.shape)
-    quick = float(_gap(one, other, np.inf)) if plain(one, other) else np.nan
+    quick = apart(one, other, np.inf).gap if plain(one, other) else np.nan
     if np.isfinite(quick):
         return quick
     worst = 0.0
@@ -139,17 +148,17 @@ def overall(e: Array, a: Array, limit: float, most: float) -> Overall | None:
     six digits. `within` counts as float64 does.
     """
     size = min(BLOCK, e.size)
-    gaps, units, bits = np.empty(size, np.float32), np.empty(size, np.float32), np.empty(size, np.int32)
+    gaps, units, ones = np.empty(size, np.float32), np.empty(size, np.float32), np.ones(size, np.float32)
     sums = np.zeros(4)
     worst, at, ulps, within = -1.0, 0, 0.0, 0
     for begin, one, other in _blocks(e, a):
         n = one.size
-        gap, unit, exponent = gaps[:n], units[:n], bits[:n]
+        gap, unit = gaps[:n], units[:n]
         np.subtract(other, one, out=gap)
         squares_e, products = float(one @ one), float(one @ gap)
         squares_gap = float(gap @ gap)
         np.abs(gap, out=gap)
-        sums += (float(gap.sum()), squares_gap, squares_e, products)
+        sums += (float(gap @ ones[:n]), squares_gap, squares_e, products)
         # Where the squares have a small sum, no number is large.
         plain = squares_e <= most**2 / 4 and squares_gap <= most**2 / 4
         if not plain and not (largest(one) <= most and largest(other) <= most):
@@ -161,9 +170,9 @@ def overall(e: Array, a: Array, limit: float, most: float) -> Overall | None:
         if top > 0:
             # The exponent alone is the size of the number's unit times 2^23; of subnormal numbers it is that of the
             # smallest normal one.
-            np.bitwise_and(one.view(np.int32), 0x7F800000, out=exponent)
-            np.maximum(exponent, 0x00800000, out=exponent)
-            np.divide(gap, exponent.view(np.float32), out=unit)
+            np.bitwise_and(one.view(np.int32), 0x7F800000, out=unit.view(np.int32))
+            np.maximum(unit, _SMALLEST, out=unit)
+            np.divide(gap, unit, out=unit)
             ulps = max(ulps, float(unit.max()))
         within += n if top * (1 + _ROUNDED) <= limit else _within(one, other, limit)
     exact = abs(float(a.reshape(-1)[at]) - float(e.reshape(-1)[at]))

@@ -53,6 +53,8 @@ class Candidate:
         self._source = source
         self._backend = backend
         self._store = store or Store()
+        # What was last put in, and what then came out: a proof asks for what the search has seen.
+        self._outputs_with: tuple[Sequence[Injection], dict[str, Array]] = ((), {})
 
     def in_layout(self, layout: Mapping[str, Axes]) -> Candidate:
         """The candidate that shows tensors, and takes values for them, with their axes permuted."""
@@ -182,6 +184,16 @@ class Candidate:
         """Every tensor of the graph when some tensors are read with the given values instead of their own."""
         return self._every(values)
 
+    def healed(self, injections: Sequence[Injection]) -> Shelf[str]:
+        """Every tensor of the graph when some values are put in; what is itself replaced is as it was computed."""
+        whole = {i.tensor: i.value for i in injections if i.edges is None}
+        found = self._every(whole, [i for i in injections if i.edges is not None])
+        self._outputs_with = (
+            tuple(injections),
+            {port.name: found[port.name] for port in self.graph.outputs if port.name in found},
+        )
+        return found
+
     def isolated_in(self, names: Sequence[str], values: Mapping[str, Array]) -> Shelf[str]:
         """The tensors of the normal run, but for some, which read the given values where there are any."""
         nodes, start = self.graph.leading_to(names, values)
@@ -191,8 +203,10 @@ class Candidate:
 
     def outputs_with(self, injections: Sequence[Injection]) -> dict[str, Array]:
         """The graph's outputs when the injected tensors are replaced; an output that is itself injected is replaced."""
-        names = [port.name for port in self.graph.outputs]
-        found = self._run(names, injections, None, None)
+        if not _are_same(injections, self._outputs_with[0]):
+            names = [port.name for port in self.graph.outputs]
+            self._outputs_with = tuple(injections), self._run(names, injections, None, None)
+        found = self._outputs_with[1]
         return found | {i.tensor: i.value for i in injections if i.tensor in found and i.edges is None}
 
     def region(
@@ -228,20 +242,28 @@ class Candidate:
         """The model of a few nodes alone: from the sources to one tensor."""
         return with_weights(self.graph.rewritten([target], nodes=nodes, sources=sources))
 
-    def _every(self, values: Mapping[str, Array]) -> Shelf[str]:
+    def _every(self, values: Mapping[str, Array], edges: Sequence[Injection] = ()) -> Shelf[str]:
         """Every tensor that the graph computes, where some are read with the given values instead of their own.
+
+        The values in `edges` are read by some nodes only.
 
         Where memory may not hold it all, or there are very many, one portion of the graph runs after the other. A node
         computes the same from the same operands, whatever else is in its graph.
         """
         portions = self._portions
         if len(portions) == 1:
-            found = self._run(portions[0], [Injection(name, value) for name, value in values.items()], None, None)
+            whole = [Injection(name, value) for name, value in values.items()]
+            found = self._run(portions[0], [*whole, *edges], None, None)
             return Shelf({name: self._store.keep(array) for name, array in found.items()})
         made: dict[str, Held] = {}
         for names in portions:
             nodes, start = self.graph.leading_to(names, {*made, *values})
             injections = [Injection(n, self.as_in_file(n, values[n])) for n in sorted(start) if n in values]
+            injections += [
+                replace(i, value=self.as_in_file(i.tensor, i.value))
+                for i in edges
+                if any(n in nodes for n, _ in i.edges or ())
+            ]
             sources = {n: made[n].array if n in made else self._fed[n] for n in sorted(start) if n not in values}
             found = self._in_file(names, injections, nodes, sources)
             # Copies, as of what ships.
@@ -295,3 +317,13 @@ class Candidate:
         feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
         arrays = self._backend.open(model, optimisation).run(feeds)
         return {name: array for name, array in arrays.items() if array is not None}
+
+
+def _are_same(some: Sequence[Injection], others: Sequence[Injection]) -> bool:
+    """Whether the same values are put in at the same places, and at least one is."""
+    if not some or len(some) != len(others):
+        return False
+    return all(
+        (one.tensor, one.edges) == (other.tensor, other.edges) and np.array_equal(one.value, other.value)
+        for one, other in zip(some, others, strict=True)
+    )

@@ -327,6 +327,17 @@ class Graph:
                     todo.append(self.producer[name])
         return nodes, start
 
+    def behind(self, tensors: Iterable[str]) -> set[str]:
+        """Some tensors, and all that are computed from them."""
+        found: set[str] = set()
+        todo = list(tensors)
+        while todo:
+            name = todo.pop()
+            if name not in found:
+                found.add(name)
+                todo += [made for n, _ in self.consumers.get(name, ()) if n >= 0 for made in self.nodes[n].outputs]
+        return found
+
     def rewritten(
         self,
         outputs: Sequence[str],

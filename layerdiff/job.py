@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +16,13 @@ from layerdiff.errors import (
     BackendError,
     FixedShapeError,
     LayerdiffError,
-    ReferenceFailedError,
     RuntimeDiedError,
 )
 from layerdiff.findings import Finding, diffuse, finding, layout_diagnoses
+from layerdiff.judging import Judge
 from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.live import Live
 from layerdiff.measure import limits_for
-from layerdiff.model import SampleResult
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.pairs import doubts, resolved, still_there
 from layerdiff.proof import prove, sites_of
@@ -32,49 +30,21 @@ from layerdiff.reconsider import located
 from layerdiff.report import Report
 from layerdiff.samples import how_many, samples
 from layerdiff.settle import settle
-from layerdiff.several import judged, size_diagnosis
-from layerdiff.sound import sound
+from layerdiff.several import size_diagnosis
 from layerdiff.stability import random_diagnosis, reference_random
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from layerdiff.align import Alignment
-    from layerdiff.candidate import Candidate
     from layerdiff.diagnose import Explained
-    from layerdiff.model import Diagnosis, Divergence, Noise, OutputResult, Reference
-    from layerdiff.outputs import OutputPairs
+    from layerdiff.judging import Judged
+    from layerdiff.model import Diagnosis, Divergence, SampleResult
     from layerdiff.progress import Progress
     from layerdiff.runner import Runner
-    from layerdiff.samples import Sample
 
 
 STOPPED = "stopped while the cause was looked for: what diverges is located and proven, its cause is not named"
-
-
-@dataclass(frozen=True, slots=True)
-class Judged:
-    """One sample that ran on both sides, and how its outputs were judged."""
-
-    index: int
-    sample: Sample
-    candidate: Candidate
-    reference: Reference
-    floor: Mapping[int, Noise]
-    outputs: OutputPairs
-    results: tuple[OutputResult, ...]
-    told: SampleResult
-    death: RuntimeDiedError | None = None  # the runtime did not survive it
-    alignment: Alignment | None = None  # of a graph that is sound
-
-    def rank(self) -> tuple[bool, bool, float]:
-        """The higher, the more there is to see; the first sample that disagrees comes before all others."""
-        seen = [o.everywhere or o.shipped for o in self.results]
-        return (
-            self.death is not None,
-            not self.told.agrees,
-            max((m.times_limit for m in seen if m and self.told.agrees), default=0.0),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +54,11 @@ class Job:
     runner: Runner
     granularity: str
     pairs: Mapping[str, str]
+
+    @property
+    def judge(self) -> Judge:
+        """What judges one sample; pairs that are given speak against doing without a noise floor."""
+        return Judge(self.runner, may_do_without_twin=self.runner.may_do_without_twin and not self.pairs)
 
     def run(self, inputs: Any, bar: Progress) -> Report:
         """The report on the sample that shows most, with the judgement of all; one sample is kept at a time."""
@@ -95,10 +70,10 @@ class Job:
         try:
             for index, sample in enumerate(samples(inputs)):
                 try:
-                    found = self.judge(index, sample, bar)
+                    found = self.judge.sample(index, sample, bar)
                 except (BackendError, FixedShapeError) as error:
                     refusal = refusal or error
-                    told.append(self.refused(sample, error))
+                    told.append(self.judge.refused(sample, error))
                 else:
                     told.append(found.told)
                     shown = found if shown is None or found.rank() > shown.rank() else shown
@@ -123,49 +98,15 @@ class Job:
         bar.stage("looking for the node at which the runtime dies")
         return self.fallen(shown, told, death)
 
-    def judge(self, index: int, sample: Sample, bar: Progress) -> Judged:
-        """Run one sample on both sides and compare the outputs."""
-        run = self.runner
-        candidate = run.fed(sample)
-        bar.stage("running the reference")
-        with _named(run):
-            reference = run.reference.capture(sample)
-        bar.stage("running the candidate")
-        outputs = run.paired(reference, {}, candidate.graph, index)
-        shipped, tapped, death = _ran(candidate)
-        healthy = sound(reference, candidate, outputs) if self._may_be_sound and death is None else None
-        if healthy is None:
-            bar.stage("running the reference in double precision")
-            with _named(run):
-                outputs = replace(outputs, floor=run.reference.noise_floor(sample, reference))
-        else:
-            outputs = replace(outputs, floor=healthy.floor)
-        results = outputs.results(shipped, tapped)
-        told = judged(run.shapes(sample), results)
-        told = told if shipped or death is None else replace(told, refused=str(death))
-        alignment = None if healthy is None else healthy.alignment
-        return Judged(index, sample, candidate, reference, outputs.floor, outputs, results, told, death, alignment)
-
-    @property
-    def _may_be_sound(self) -> bool:
-        return self.runner.may_do_without_twin and not self.pairs
-
-    def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
-        """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
-        try:
-            self.runner.reference.capture(sample)
-        except ReferenceFailedError:
-            raise error from None
-        return SampleResult(self.runner.shapes(sample), agrees=False, refused=str(error))
-
     def examine(self, shown: Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
         """The report on one sample."""
+        bar.stage("aligning layers")
+        shown = self.judge.with_floor(shown, bar)
         outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
         observed = observe(shown.candidate, outputs, shown.results)
-        bar.stage("aligning layers")
         alignment, lost = self._aligned(shown, observed)
         bar.stage("proving the accusation")
-        place = located(alignment, outputs)
+        place = shown.place or located(alignment, outputs)
         alignment, origins, rounded = place.alignment, place.origins, place.rounded
         proven = prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
         found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
@@ -219,8 +160,9 @@ class Job:
         """The alignment of what is examined, and the pairs of the user that are not in it."""
         reference, outputs = shown.reference, shown.outputs
         given, lost = still_there(resolved(self.pairs, reference, shown.candidate, outputs), observed.candidate)
-        if shown.alignment is not None:
-            return shown.alignment, lost
+        known = shown.alignment if shown.place is None else shown.place.alignment
+        if known is not None:
+            return known, lost
         limits = limits_for(reference, shown.floor, self.runner.tolerance)
         return align(reference, observed.candidate, outputs.everywhere(), limits, given), lost
 
@@ -244,34 +186,12 @@ class Job:
         )
 
 
-@contextmanager
-def _named(run: Runner) -> Iterator[None]:
-    """The death of a runtime that runs the reference is told as the reference's."""
-    try:
-        yield
-    except RuntimeDiedError as error:
-        raise ReferenceFailedError(f"the reference {run.reference.label} cannot be run: {error}") from error
-
-
 def _explained(stretches: Sequence[Stretch]) -> tuple[list[Explained], tuple[str, ...]]:
     """The causes; none where the user has had enough, and a sentence that says so."""
     try:
         return explain_all(stretches), ()
     except KeyboardInterrupt:
         return [], (STOPPED,)
-
-
-def _ran(
-    candidate: Candidate,
-) -> tuple[Mapping[str, Any], Mapping[str, Any], RuntimeDiedError | None]:
-    """What the candidate gives as it ships and with every tensor visible, up to where the runtime died."""
-    shipped: Mapping[str, Any] = {}
-    try:
-        shipped = candidate.shipped
-        tapped = candidate.tapped
-    except RuntimeDiedError as death:
-        return shipped, {}, death
-    return shipped, tapped, None
 
 
 def _drawn(run: Runner, shown: Judged, found: Sequence[Divergence]) -> tuple[Diagnosis, ...]:

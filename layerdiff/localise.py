@@ -72,7 +72,14 @@ def find_origins(alignment: Alignment, misstored: frozenset[str] = frozenset()) 
     if not alignment.isolated and not alignment.misshapen:
         return [], []
     forced = alignment.forced()
-    wrong = [t for t, v in forced.items() if not alignment.holds(v, alignment.isolated.get(t, _fed(alignment, t)))]
+    isolated = alignment.isolated
+    wrong = [
+        tensor
+        for tensor, value in forced.items()
+        if not (
+            alignment.holds_in(isolated, value, tensor) if tensor in isolated else _fed_right(alignment, value, tensor)
+        )
+    ]
     rounded = [r for t in wrong if (r := explained(alignment, t, forced[t], forced, misstored)) is not None]
     if is_diffuse(alignment, rounded):
         wrong = sorted(set(wrong) - {r.tensor for r in rounded})
@@ -125,9 +132,9 @@ def _first_misshapen(alignment: Alignment, forced: dict[str, int], value: int, t
     return Origin(value, Slot(tensor), () if first is None else (first,), tuple(sorted(nodes)[:1]), provable=False)
 
 
-def _fed(alignment: Alignment, tensor: str) -> Array | None:
+def _fed_right(alignment: Alignment, value: int, tensor: str) -> bool:
     """A tensor that is a graph input is not computed: it holds what was fed."""
-    return alignment.candidate.feeds.get(tensor)
+    return alignment.holds(value, alignment.candidate.feeds.get(tensor))
 
 
 def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Origin:
@@ -171,7 +178,7 @@ def _leads_to_right(alignment: Alignment, forced: dict[str, int], node: int) -> 
     while todo and len(seen) <= _FORWARD:
         for name in graph.nodes[todo.pop()].outputs:
             if name in forced:
-                if not alignment.holds(forced[name], alignment.isolated.get(name)):
+                if not alignment.holds_in(alignment.isolated, forced[name], name):
                     return False
                 found = True
                 continue

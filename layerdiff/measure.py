@@ -15,7 +15,7 @@ from layerdiff.blocks import Overall, largest, overall, plain
 from layerdiff.model import Metrics, Noise, Tolerance
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -92,15 +92,16 @@ def limit_for(expected: Array, dtype: str, noise: Noise | None) -> float | Array
     """The largest absolute error that rounding explains, in the units of the values; for each row where rows differ."""
     if expected.dtype.kind not in "fc":
         return 0.0
-    scale = largest(expected)
-    if not scale <= MASK_SMALLEST:
-        scale = _largest_ordinary(expected)
+    scale = scale_of(expected)
     floor = 0.0 if noise is None else (noise.max_abs if noise.rows is None else noise.rows)
     return NOISE_FACTOR * floor + EPSILON_FACTOR * _EPSILON.get(dtype, 2.0**-23) * scale
 
 
-def _largest_ordinary(expected: Array) -> float:
+def scale_of(expected: Array) -> float:
     """The largest magnitude without what is not finite and without mask constants."""
+    scale = largest(expected)
+    if scale <= MASK_SMALLEST:
+        return scale
     finite = np.abs(expected[np.isfinite(expected) & ~mask_like(expected)])
     return float(finite.max()) if finite.size else 0.0
 
@@ -284,9 +285,15 @@ def with_noise(limits: Mapping[int, Limit], floor: Mapping[int, Noise]) -> dict[
     return {index: Limit(limit.rtol, limit.atol + noise.get(index, 0.0)) for index, limit in limits.items()}
 
 
-def limits_for(reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None) -> dict[int, Limit]:
-    """What is allowed for every value that has numbers, by value index: the fixed tolerance, or the noise floor's."""
-    known = {v.index: v for v in reference.values if v.array is not None}
+def limits_for(
+    reference: Reference, floor: Mapping[int, Noise], tolerance: Tolerance | None, only: Iterable[int] | None = None
+) -> dict[int, Limit]:
+    """What is allowed for every value that has numbers, by value index: the fixed tolerance, or the noise floor's.
+
+    For some values only, where these are given.
+    """
+    values = reference.values if only is None else [reference.values[index] for index in only]
+    known = {v.index: v for v in values if v.held is not None}
     if tolerance is not None:
         return dict.fromkeys(known, Limit(tolerance.rtol, tolerance.atol))
     return {

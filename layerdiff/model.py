@@ -76,8 +76,8 @@ class Tolerance:
 class Noise:
     """Distance between the reference in its own precision and its float64 twin, in the units of the values.
 
-    `assumed` where no twin was run, because every layer was right from right inputs: then it is the distance between
-    the two sides, all of which is rounding.
+    `assumed` where no twin was run, because every layer was right, or the fault was beyond doubt: then it is the
+    distance between the two sides where that is nothing but rounding (docs/how-it-works.md, "Where no twin is needed").
     """
 
     max_abs: float

@@ -106,7 +106,7 @@ def _misleading(found: Located) -> frozenset[int]:
     alignment, forced, doubtful = found.alignment, found.alignment.forced(), set()
     graph, tapped = alignment.candidate.graph, alignment.candidate.tapped
     for tensor, value in (origin.wrong for origin in found.origins if origin.wrong is not None):
-        if tensor in tapped and alignment.holds(value, tapped[tensor]):
+        if tensor in tapped and alignment.holds_in(tapped, value, tensor):
             _, start = graph.region(tensor, forced)
             proposed = {
                 forced[name] for name in start if name in forced and _is_proposed(alignment, name, forced[name])

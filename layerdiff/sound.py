@@ -17,11 +17,9 @@ from layerdiff.align import only_by_values
 from layerdiff.align.values import same_numbers
 from layerdiff.blocks import largest_gap
 from layerdiff.errors import BackendError
-from layerdiff.graph import RANDOM
-from layerdiff.localise import reference_region
-from layerdiff.measure import Limit, limits_for, rounding_limit, with_noise
+from layerdiff.measure import Limit, limits_for, scale_of, with_noise
 from layerdiff.model import Noise
-from layerdiff.noise import floor_of_step
+from layerdiff.twinless import adds_its_rounding, alone, collected, draws, gap_in, holds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,12 +31,12 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-# How many times what one layer may add all of them together may have added, to be looked at here at all.
-COLLECTED = 1024.0
 # Up to this share of the tensors, it is less work to run what leads to each than to run the whole graph again.
 FEW = 0.25
 # A step that adds less than this share of what its tensor is off by is not where the error comes from.
 MINOR = 0.5
+# What is off by no more than so many times what it is computed from is not where the error comes from either.
+GROWN = 2.0
 # How much farther off than the examined run the model that ships may be: its fused kernels round in another order.
 SHIPPED = 3.0
 
@@ -56,14 +54,16 @@ def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> S
 
     `outputs` are judged without a noise floor.
     """
-    added = limits_for(reference, {}, None)
-    collected = {index: Limit(limit.rtol, COLLECTED * limit.atol) for index, limit in added.items()}
-    if outputs.masks or _draws(candidate) or not _near(outputs, candidate.tapped, collected):
+    wide = collected(limits_for(reference, {}, None, outputs.tensors))
+    if outputs.masks or draws(candidate) or not _near(outputs, candidate.tapped, wide):
         return None
-    found = only_by_values(reference, candidate, outputs, collected)
+    added = limits_for(reference, {}, None)
+    found = only_by_values(reference, candidate, outputs, collected(added))
     if found is None:
         return None
-    off = {tensor: value for tensor, value in found.forced().items() if not _as_read(found, tensor, value, added)}
+    forced = found.forced()
+    off = {tensor: value for tensor, value in forced.items() if not _as_read(found, tensor, value, added)}
+    off = {tensor: value for tensor, value in off.items() if not _brought(found, forced, tensor)}
     try:
         _isolate(found, list(off))
     except BackendError:  # what takes no values from outside is looked into the other way
@@ -75,11 +75,6 @@ def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> S
     floor = _collected(found, outputs)
     found.limits = with_noise(added, floor)
     return Sound(found, floor)
-
-
-def _draws(candidate: Candidate) -> bool:
-    graph = candidate.graph
-    return any(graph.nodes[index].op in RANDOM for index in graph.live_nodes)
 
 
 def _near(outputs: OutputPairs, arrays: Mapping[str, Array], limits: Mapping[int, Limit]) -> bool:
@@ -95,10 +90,24 @@ def _near(outputs: OutputPairs, arrays: Mapping[str, Array], limits: Mapping[int
 
 def _as_read(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> bool:
     """Whether a tensor is right in the normal run already: then nothing has to be put in to see what a layer adds."""
-    expected, actual = found.reference.values[value].array, found.candidate.tapped.get(tensor)
-    if expected is None or actual is None or actual.size != expected.size:
-        return False
-    return same_numbers(expected, actual, limits[value])
+    return holds(found, found.candidate.tapped, tensor, value, limits[value])
+
+
+def _brought(found: Alignment, forced: Mapping[str, int], tensor: str) -> bool:
+    """Whether a tensor is off by little more than what it is computed from is, each measured by its largest number."""
+    _, start = found.candidate.graph.region(tensor, forced)
+    sources = [share for name in start if name in forced and (share := _share_off(found, forced, name)) is not None]
+    own = _share_off(found, forced, tensor)
+    return own is not None and own <= GROWN * max(sources, default=0.0)
+
+
+def _share_off(found: Alignment, forced: Mapping[str, int], tensor: str) -> float | None:
+    """How far a tensor is off in the normal run, as a share of the largest number of its value."""
+    gap, array = (
+        gap_in(found, found.candidate.tapped, tensor, forced[tensor]),
+        found.reference.values[forced[tensor]].array,
+    )
+    return None if gap is None or array is None else gap / (scale_of(array) or 1.0)
 
 
 def _isolate(found: Alignment, off: Sequence[str]) -> None:
@@ -111,27 +120,20 @@ def _isolate(found: Alignment, off: Sequence[str]) -> None:
 
 
 def _right(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> bool:
-    """Whether a tensor comes out right from right inputs; an input of the graph holds what is fed.
+    """Whether a tensor comes out right from right inputs.
 
-    Where a long sum rounds more than the limit that needs no noise floor, the floor of this one step is enough, or that
-    the step adds less than half of what its tensor is off by in the normal run: a fault would be most of that.
+    Where a long sum rounds more than the limit that needs no noise floor, it is enough that the step adds little of
+    what its tensor is off by in the normal run, or no more than its own noise floor.
     """
-    held = found.isolated if tensor in found.isolated else found.candidate.tapped
-    expected = found.reference.values[value].array
-    if expected is None or tensor not in held or held[tensor].size != expected.size:
-        return False
-    if same_numbers(expected, held[tensor], limits[value]):
+    if holds(found, alone(found, tensor), tensor, value, limits[value]) or _adds_little(found, tensor, value):
         return True
-    if tensor in found.isolated and tensor in found.candidate.tapped and expected.dtype.kind in "fc":
-        added, collected = (
-            largest_gap(expected, arrays[tensor]) for arrays in (found.isolated, found.candidate.tapped)
-        )
-        if added <= MINOR * collected:
-            return True
-    sites, _ = reference_region(found, value)
-    own = floor_of_step(found.reference, sorted(sites), value)
-    dtype = found.reference.values[value].dtype
-    return own is not None and same_numbers(expected, held[tensor], rounding_limit(expected, dtype, own))
+    return adds_its_rounding(found, tensor, value)
+
+
+def _adds_little(found: Alignment, tensor: str, value: int) -> bool:
+    """Whether a step adds less than half of what its tensor is off by in the normal run: a fault would be most."""
+    own, normal = (gap_in(found, run, tensor, value) for run in (found.isolated, found.candidate.tapped))
+    return own is not None and normal is not None and own <= MINOR * normal
 
 
 def _ships(outputs: OutputPairs, candidate: Candidate, limits: Mapping[int, Limit]) -> bool:
@@ -150,16 +152,14 @@ def _ships(outputs: OutputPairs, candidate: Candidate, limits: Mapping[int, Limi
 
 def _collected(found: Alignment, outputs: OutputPairs) -> dict[int, Noise]:
     """For each value what its tensor is off by in the normal run: at most that is the rounding on the way to it."""
-    reference, tapped = found.reference, found.candidate.tapped
+    reference, candidate = found.reference, found.candidate
     floor = {}
     for value in reference.values:
         pair = None if value.held is None or value.constant else found.pair(value.index)
-        array = value.array if pair is not None and pair.tensor in tapped else None
-        if pair is None or array is None or array.dtype.kind not in "fc":
+        off = None if pair is None else gap_in(found, candidate.tapped, pair.tensor, value.index)
+        if off is None:
             continue
-        off = largest_gap(array, tapped[pair.tensor])
-        if value.index in outputs.tensors:
-            shipped = found.candidate.shipped[outputs.tensors[value.index]]
-            off = max(off, largest_gap(array, shipped)) if shipped is not None else off
+        array, shipped = value.array, candidate.shipped.get(outputs.tensors.get(value.index, ""))
+        off = max(off, largest_gap(array, shipped)) if array is not None and shipped is not None else off
         floor[value.index] = Noise(off, off, assumed=True)
     return floor

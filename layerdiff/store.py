@@ -246,10 +246,14 @@ class _Turned:
 
 
 class Shelf(Mapping[K, "Array"]):
-    """Arrays by name, each read when it is asked for."""
+    """Arrays by name, each read when it is asked for.
+
+    `notes` are for what was found out of them, as long as they are kept: to read them all again takes long.
+    """
 
     def __init__(self, held: Mapping[K, Held]) -> None:
         self._held = dict(held)
+        self.notes: dict[Any, Any] = {}
 
     def __getitem__(self, key: K) -> Array:
         return self._held[key].array

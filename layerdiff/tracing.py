@@ -11,6 +11,7 @@ from layerdiff.errors import (
     InputError,
 )
 from layerdiff.job import Job
+from layerdiff.judging import Judge
 from layerdiff.memory import kept_bytes, limit_bytes
 from layerdiff.model import Tolerance
 from layerdiff.pairs import read_pairs
@@ -149,12 +150,13 @@ def outputs_agree(
     """Whether the final outputs agree on every sample; nothing between them is looked at."""
     fixed, isolation = None if isinstance(tolerance, str) else tolerance, isolation_of(isolate)
     sides = open_reference(reference, isolation), open_candidate(candidate, None, isolation)
-    job = Job(Runner(*sides, fixed, None), "module", {})
+    runner = Runner(*sides, fixed, None)
+    judge = Judge(runner, runner.may_do_without_twin)
     try:
         with Progress(enabled=False) as bar:
-            return all(job.judge(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
+            return all(judge.sample(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
     finally:
-        job.runner.rest()
+        runner.rest()
 
 
 def _check_options(tolerance: object, granularity: object) -> None:

@@ -11,7 +11,7 @@ from onnx import numpy_helper
 from torch import nn
 
 import layerdiff
-from layerdiff import job, noise, sound
+from layerdiff import judging, noise, sound
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
 
@@ -44,7 +44,7 @@ def test_a_healthy_export_needs_no_twin_and_the_twin_would_say_the_same(
     quick = trace(sample.model, proto, sample.inputs)
     assert twins == []
     assert all(row.noise.assumed for row in quick.layers if row.noise is not None and row.noise.max_abs)
-    monkeypatch.setattr(job, "sound", lambda *_: None)
+    monkeypatch.setattr(judging, "sound", lambda *_: None)
     full = trace(sample.model, proto, sample.inputs)
     assert len(twins) == 1
     assert quick.agrees
@@ -110,7 +110,7 @@ def test_masks_pairs_and_tolerances_are_judged_the_other_way(trace: Trace, monke
     sample = MODELS["vit"]()
     proto = export(sample.model, sample.inputs, Exporter.TORCHSCRIPT)
     asked: list[Any] = []
-    monkeypatch.setattr(job, "sound", lambda *given: asked.append(given) or sound.sound(*given))
+    monkeypatch.setattr(judging, "sound", lambda *given: asked.append(given) or sound.sound(*given))
     trace(sample.model, proto, sample.inputs, tolerance=layerdiff.Tolerance(1e-3, 1e-4))
     trace(sample.model, proto, sample.inputs, pairs={"norm": "/norm/LayerNormalization_output_0"})
     assert asked == []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.layout import turned
-from layerdiff.align.values import same_numbers
+from layerdiff.align.values import same_in, same_numbers
 from layerdiff.model import Evidence, Pair
 from layerdiff.store import Made
 
@@ -111,6 +111,13 @@ class Alignment:
             return False
         return same_numbers(array, actual, self.limits[value])
 
+    def holds_in(self, run: Mapping[str, Array], value: int, tensor: str) -> bool:
+        """Whether a tensor of a run holds the numbers of a value, in memory order."""
+        array, actual = self.reference.values[value].array, run.get(tensor)
+        if array is None or actual is None or array.size != actual.size:
+            return False
+        return same_in(run, tensor, value, array, self.limits[value])
+
     def without(self, values: frozenset[int]) -> Alignment:
         """The same without the proposals for some values, and what every tensor is then from right inputs."""
         found = replace(self, proposed={value: pair for value, pair in self.proposed.items() if value not in values})
@@ -130,13 +137,20 @@ class Alignment:
                     found[name] = axes
         return found
 
-    def resembles(self, value: int, actual: Array | None) -> bool:
-        """Whether an array is close enough to a value to be it, computed less precisely or with a small fault."""
-        array = self.reference.values[value].array
-        if array is None or actual is None or array.size != actual.size or array.dtype.kind != "f":
-            return self.holds(value, actual)
+    def resembles(self, value: int, tensor: str) -> bool:
+        """Whether a tensor is, from right inputs, close enough to a value to be it.
+
+        As what is computed less precisely is, or with a small fault.
+        """
+        array, actual = self.reference.values[value].array, self.isolated.get(tensor)
+        if array is None or actual is None or array.size != actual.size:
+            return False
+        if self.holds_in(self.isolated, value, tensor):
+            return True
+        if array.dtype.kind != "f":
+            return False
         e, a = (np.nan_to_num(x.reshape(-1).astype(np.float64), posinf=0.0, neginf=0.0) for x in (array, actual))
-        return bool(np.linalg.norm(a - e) <= RESEMBLANCE * np.linalg.norm(e)) or self.holds(value, actual)
+        return bool(np.linalg.norm(a - e) <= RESEMBLANCE * np.linalg.norm(e))
 
     def expected(self) -> Made[str]:
         """What each tensor with a counterpart should hold, without the graph's inputs; made when it is asked for."""

@@ -131,7 +131,7 @@ class Proposer:
             for value, pair in found.proposed.items()
             if pair.evidence is not Evidence.GIVEN
             and pair.tensor not in confirmed
-            and not found.resembles(value, found.isolated.get(pair.tensor))
+            and not found.resembles(value, pair.tensor)
             and not self._kept_by_weights(pair)
         }
         refuted = {v: p for v, p in refuted.items() if v not in self._held} or refuted
@@ -148,7 +148,7 @@ class Proposer:
         return frozenset(
             pair.value
             for pair in given
-            if pair.tensor not in confirmed and not found.resembles(pair.value, found.isolated.get(pair.tensor))
+            if pair.tensor not in confirmed and not found.resembles(pair.value, pair.tensor)
         )
 
     def _kept_by_weights(self, pair: Pair) -> bool:
@@ -168,7 +168,7 @@ class Proposer:
         forced = found.forced()
         confirmed: set[str] = set()
         for tensor, value in forced.items():
-            if found.holds(value, found.isolated.get(tensor)):
+            if found.holds_in(found.isolated, value, tensor):
                 _, start = self._graph.region(tensor, forced)
                 family = self._tensor_families.get(tensor)
                 confirmed |= start - set(family.members if family else ())

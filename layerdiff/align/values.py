@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.blocks import all_within, largest
+from layerdiff.blocks import Apart, apart, largest, largest_gap, plain
 from layerdiff.measure import MASK_SMALLEST, MASK_TOLERANCE, allowances, mask_like
+from layerdiff.store import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 SAMPLES = 64
+# Beyond so many times the limit the rest of two arrays is not looked at.
+FAR = 2.0
 VAGUE = 0.5
 _FIRST = 4
+# How many numbers are looked at first: to touch many pages of memory takes longer than to compute with them.
+_PARTS = (128, 4096)
 # Sums of samples: numbers beyond this count as this, and adding up rounds by so much at most.
 _HUGE, _ADDING = 1e30, 1e-13
 
@@ -55,15 +60,47 @@ def same_numbers(expected: Array, actual: Array, limit: Limit) -> bool:
     e, a = expected, np.ascontiguousarray(actual).reshape(expected.shape)
     if e.dtype.kind in "iub" or a.dtype.kind in "iub":
         return bool(np.array_equal(e, a))
-    if e.dtype == a.dtype == np.float32 and e.flags.c_contiguous and limit.rtol == 0 and e.size:
-        quick = all_within(e, a, float(np.min(limit.atol)), float(np.max(limit.atol)))
-        if quick or (quick is False and _apart(e, a, float(np.max(limit.atol)))):
+    if limit.rtol == 0 and plain(e, a):
+        quick = _quickly(e, a, apart(e, a, FAR * float(np.max(limit.atol))), limit)
+        if quick is not None:
             return quick
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     e, a = e.astype(wide), a.astype(wide)
     with np.errstate(invalid="ignore"):
         close = np.abs(a - e) <= allowances(e, limit)
     return bool(np.all(close | (e == a) | (np.isnan(e) & np.isnan(a))))
+
+
+def same_in(run: Mapping[str, Array], tensor: str, value: int, expected: Array, limit: Limit) -> bool:
+    """The same for a tensor of a run; how far it is from that value is noted with the run."""
+    if not isinstance(run, Shelf) or limit.rtol != 0:
+        return same_numbers(expected, run[tensor], limit)
+    known, most = run.notes.get((tensor, value)), float(np.max(limit.atol))
+    if isinstance(known, Apart) and (known.whole or known.gap > most):
+        quick = _quickly(expected, run[tensor], known, limit)
+        return same_numbers(expected, run[tensor], limit) if quick is None else quick
+    actual = np.ascontiguousarray(run[tensor]).reshape(expected.shape)
+    if plain(expected, actual):
+        run.notes[tensor, value] = apart(expected, actual, FAR * most)
+        quick = _quickly(expected, actual, run.notes[tensor, value], limit)
+        if quick is not None:
+            return quick
+    return same_numbers(expected, actual, limit)
+
+
+def largest_gap_in(run: Mapping[str, Array], tensor: str, value: int, expected: Array) -> float:
+    """The largest distance of a tensor of a run from a value of its size."""
+    known = run.notes.get((tensor, value)) if isinstance(run, Shelf) else None
+    if isinstance(known, Apart) and known.whole and np.isfinite(known.gap):
+        return known.gap
+    return largest_gap(expected, run[tensor])
+
+
+def _quickly(e: Array, a: Array, known: Apart, limit: Limit) -> bool | None:
+    """Whether arrays that are so far apart agree; None where each element has to be looked at."""
+    least, most = float(np.min(limit.atol)), float(np.max(limit.atol))
+    quick = known.within(least, most)
+    return None if quick is False and not _apart(e, a, most) else quick
 
 
 def _apart(e: Array, a: Array, most: float) -> bool:
@@ -89,7 +126,8 @@ def match_values(
         table = tables.get((array.size, comparable_kind(array)))
         if table is None or says_nothing(array, limits[index]):
             continue
-        names = [n for n in table.near(sample(array), limits[index]) if same_numbers(array, actual[n], limits[index])]
+        limit = limits[index]
+        names = [n for n in table.near(sample(array), limit) if same_in(actual, n, index, array, limit)]
         if names:
             found[index] = names
     return found
@@ -100,18 +138,18 @@ def says_nothing(array: Array, limit: Limit) -> bool:
     if array.dtype.kind != "f" or array.size < 2:
         return False
     room = float(np.median(limit.atol)) if np.ndim(limit.atol) else float(limit.atol)
-    if _spreads_beyond(array, room / VAGUE):
+    if any(_spreads_beyond(array, room / VAGUE, count) for count in _PARTS):
         return False
     ordinary = array[np.isfinite(array) & ~mask_like(array)].astype(np.float64)
     return bool(ordinary.size) and room > VAGUE * float(np.std(ordinary)) > 0
 
 
-def _spreads_beyond(array: Array, least: float) -> bool:
+def _spreads_beyond(array: Array, least: float, count: int) -> bool:
     """Whether a part of the ordinary numbers alone makes the standard deviation of them all larger than a bound.
 
     Of n numbers, m have the sum of squares about their own mean that all n have at least about theirs.
     """
-    some = array.reshape(-1)[:: max(1, array.size // 4096)].astype(np.float64)
+    some = array.reshape(-1)[:: max(1, array.size // count)].astype(np.float64)
     low, high = float(some.min()), float(some.max())
     if low >= -MASK_SMALLEST and high <= MASK_SMALLEST and (high - low) ** 2 / 2 > least**2 * array.size:
         return True  # the two alone are far enough apart

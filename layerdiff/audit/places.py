@@ -124,8 +124,8 @@ class Places:
         nodes, _ = graph.region(pair.tensor, self._forced)
         known = self._constants
         names = dict.fromkeys(name for index in sorted(nodes) for name in graph.nodes[index].reads if name in known)
-        arrays = found.isolated or found.candidate.tapped
-        right = found.holds(value, arrays.get(pair.tensor)) or found.holds(value, found.candidate.tapped[pair.tensor])
+        runs = (found.isolated or found.candidate.tapped, found.candidate.tapped)
+        right = any(found.holds_in(run, value, pair.tensor) for run in runs)
         operators = frozenset(graph.nodes[index].op for index in nodes)
         sites, _ = reference_region(found, value)
         return Place(self._numbers(names), operators, right, frozenset(sites))
