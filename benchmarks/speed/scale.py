@@ -1,8 +1,8 @@
 """What a trace costs by the number of layers, of a good export and of a bad one, and pairing alone.
 
 `python -m benchmarks.speed.scale --layers 50 500 5000 --plot docs/images/scale.png`. A layer is a Linear, two
-activations between, and an addition: four tensors of the file, narrow ones, so that what counts is their number. In the bad export
-one Linear in the middle has its weight negated.
+activations between, and an addition: four tensors of the file, narrow ones, so that what counts is their number. In the
+bad export one Linear in the middle has its weight negated.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def measured(layers: int, folder: Path) -> dict[str, float]:
     report, right = _clock(lambda: layerdiff.trace(model, good, x, backend=backend, progress=False))
     assert report.agrees, report.verdict
     found, wrong = _clock(lambda: layerdiff.trace(model, bad, x, backend=backend, progress=False))
-    assert found.first_divergence is not None and found.first_divergence.layer == middle, found.verdict
+    assert [divergence.layer for divergence in found.divergences] == [middle], found.verdict
     tensors, aligning = _pairing(model, good, x)
     return {"layers": layers, "tensors": tensors, "trace": right, "bad": wrong, "align": aligning}
 
