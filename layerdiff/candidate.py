@@ -239,8 +239,12 @@ class Candidate:
         return Candidate(self._source, self.graph, self._backend, feeds, self.layout, self.formats, self._store)
 
     def cut(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
-        """The model of a few nodes alone: from the sources to one tensor."""
-        return with_weights(self.graph.rewritten([target], nodes=nodes, sources=sources))
+        """The model of a few nodes alone: from the sources to one tensor, with the weights in it."""
+        return with_weights(self.excerpt(target, nodes, sources))
+
+    def excerpt(self, target: str, nodes: Iterable[int], sources: Mapping[str, Array]) -> onnx.ModelProto:
+        """The same, with large weights left where they lie: it is copied for every change that is tried."""
+        return self.graph.rewritten([target], nodes=nodes, sources=sources)
 
     def _every(self, values: Mapping[str, Array], edges: Sequence[Injection] = ()) -> Shelf[str]:
         """Every tensor that the graph computes, where some are read with the given values instead of their own.

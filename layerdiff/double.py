@@ -15,6 +15,8 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.ops import op_conv
 
+from layerdiff.external import with_weights
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -37,7 +39,8 @@ def in_double(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array | Non
 
 def _widened(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with double precision wherever it has single."""
-    wide: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
+    wide = onnx.ModelProto()
+    wide.CopyFrom(with_weights(model))
     attributes = [(node.op_type, attribute) for node in wide.graph.node for attribute in node.attribute]
     for op, attribute in attributes:
         if op == "Cast" and attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT:

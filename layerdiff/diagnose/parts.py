@@ -22,6 +22,8 @@ MOVING = RESHAPING | {"Transpose"} - {"Cast"}
 COMMUTATIVE = frozenset({"Add", "Mul", "Max", "Min", "And", "Or", "Xor", "Equal"})
 # Folding and constant arithmetic round once or twice in the weights' own precision.
 _SAME = 2e-6
+# Elements that are held in double precision at a time.
+_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +211,14 @@ def same(wanted: Array, got: Array) -> bool:
     a, b = wanted.reshape(-1), got.reshape(-1)
     if wanted.dtype.kind != "f":
         return bool(np.array_equal(a, b))
-    a, b = a.astype(np.float64), b.astype(np.float64)
+    pieces = [slice(begin, begin + _AT_ONCE) for begin in range(0, a.size, _AT_ONCE)]
+    scale = max((float(np.abs(a[p][np.isfinite(a[p])]).max(initial=0.0)) for p in pieces), default=0.0)
+    return all(_within(a[p].astype(np.float64), b[p].astype(np.float64), _SAME * scale) for p in pieces)
+
+
+def _within(a: Array, b: Array, limit: float) -> bool:
+    """Whether numbers are no farther apart, and whatever is not finite is the same."""
     finite = np.isfinite(a)
     if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
         return False
-    scale = float(np.abs(a[finite]).max(initial=0.0))
-    return bool(np.all(np.abs(a[finite] - b[finite]) <= _SAME * scale))
+    return bool(np.all(np.abs(a[finite] - b[finite]) <= limit))

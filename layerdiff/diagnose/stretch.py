@@ -300,7 +300,7 @@ class Stretch:
         sources |= {n: a for n in start - set(sources) if (a := found.candidate.tapped.get(n)) is not None}
         extra = {n: found.expected_for(n, v) for n, v in borders.items() if n not in inside and n not in sources}
         feeds = {name: found.candidate.as_in_file(name, array) for name, array in (sources | extra).items()}
-        return Runnable(tensor, value, found.candidate.cut(tensor, nodes, feeds), feeds)
+        return Runnable(tensor, value, found.candidate.excerpt(tensor, nodes, feeds), feeds)
 
     def _border(self) -> set[int]:
         """Every right value that the stretch, or what lies between it and the wrong tensor, starts from."""
