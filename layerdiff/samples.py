@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from layerdiff.errors import FixedShapeError, SampleError
+from layerdiff.array_files import read_arrays
+from layerdiff.errors import FixedShapeError, InputError, SampleError
 from layerdiff.layout import moved
 from layerdiff.signature import signature_of
 from layerdiff.tensors import named_tensors
@@ -85,18 +86,12 @@ def _tensor(value: Any) -> Any:
 
 
 def _read(path: Path) -> Any:
-    if not path.is_file():
-        raise SampleError(f"{path}: no such file; give an .npy or .npz file with the model's inputs")
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            arrays = {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise SampleError(
-            f"{path}: not an .npy or .npz file, or one with pickled objects, which layerdiff does not load ({error})"
-        ) from error
+        arrays = read_arrays(path)
+    except InputError as error:
+        raise SampleError(f"{error}; give an .npy or .npz file with the model's inputs") from error
+    if isinstance(arrays, np.ndarray):
+        return arrays
     positional = [f"arr_{i}" for i in range(len(arrays))]
     return tuple(arrays[name] for name in positional) if set(arrays) == set(positional) else arrays
 

@@ -23,6 +23,7 @@ from layerdiff import (
     ReferenceFailedError,
     SampleError,
     Tolerance,
+    compare_inputs,
 )
 from layerdiff.backends import OnnxRuntime
 from tests.conftest import graph_of
@@ -236,6 +237,17 @@ def test_an_input_file_with_pickled_objects_is_not_opened(trace: Trace, tmp_path
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with refused(SampleError, "x.npy: not an .npy or .npz file", "pickled objects"):
         trace(EXP, exponential(), path)
+
+
+@pytest.mark.parametrize("kept", [60, 400])
+def test_an_npz_that_is_cut_off_is_refused_by_whatever_reads_it(kept: int, trace: Trace, tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    np.savez(path, x=np.zeros(100))
+    path.write_bytes(path.read_bytes()[:kept])
+    with refused(SampleError, "x.npz: not an .npy or .npz file"):
+        trace(EXP, exponential(), path)
+    with refused(InputError, "x.npz: not an .npy or .npz file"):
+        compare_inputs(path, path)
 
 
 def test_an_npz_with_pickled_objects_is_not_opened(trace: Trace, tmp_path: Path) -> None:

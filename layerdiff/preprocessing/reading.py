@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from layerdiff.array_files import read_arrays
 from layerdiff.errors import InputError
 
 Array = np.ndarray[Any, Any]
@@ -70,17 +71,8 @@ def _converted(value: Any, side: str) -> Array:
 
 
 def _read(path: Path, side: str) -> Any:
-    if not path.is_file():
-        raise InputError(f"{side}: {path}: no such file; give an .npy or .npz file with the model's input")
     try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            return content
-        with content:
-            arrays = {name: content[name] for name in content.files}
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(
-            f"{side}: {path}: not an .npy or .npz file of plain arrays ({error}); "
-            "save the tensor that the model is fed with numpy.save"
-        ) from error
-    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+        arrays = read_arrays(path)
+    except InputError as error:
+        raise InputError(f"{side}: {error}; save the tensor that the model is fed with numpy.save") from error
+    return next(iter(arrays.values())) if isinstance(arrays, dict) and len(arrays) == 1 else arrays
