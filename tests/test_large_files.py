@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 import pytest
 
 from tests.zoo.heavy import ALL_WEIGHTS, ONE_WEIGHT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,10 +35,11 @@ def run(*arguments: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("heavy") / "model.onnx"
-    run("export", str(path))
-    return path
+def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("heavy")
+    run("export", str(folder / "model.onnx"))
+    yield folder / "model.onnx"
+    shutil.rmtree(folder)  # pytest would keep it for the next three runs
 
 
 def traced(path: Path, layer: str = "") -> dict[str, Any]:
