@@ -96,7 +96,8 @@ class Scores:
         site, node, tied = self._site(value), self._node(tensor), self._alignment.tied
         own = tied.get((node.index, site.index), {})
         score = 0.0
-        if own and Tie.SCALED not in own.values() and not self._goes_on(node.index, site):
+        ends = not (self._goes_on(node.index, site) or self._is_added_to(node, site))
+        if own and ends and Tie.SCALED not in own.values():
             # The last parameter to enter decides between MatMul and the Add of its bias.
             score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
         if any(Tie.SCALED in tied.get((node.index, s.index), {}).values() for s in self._folded_into(site)):
@@ -116,6 +117,11 @@ class Scores:
         made = {self._alignment.root(value) for value in site.outputs}
         roots = ({self._alignment.root(v) for v in self._reference.sites[s].inputs} for s in later)
         return any(made & read for read in roots)
+
+    def _is_added_to(self, node: Node, site: Site) -> bool:
+        """Whether another node with weights of the same site reads what the node gives, as the Add of its bias does."""
+        readers = {n for name in node.outputs for n, _ in self._graph.consumers.get(name, ())}
+        return not readers.isdisjoint(self._tied_nodes.get(site.index, ()))
 
     def _site(self, value: int) -> Site:
         site = self._reference.producer(value)
