@@ -61,18 +61,14 @@ def _by_values(
 ) -> dict[str, Axes]:
     values: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, array in known.items():
-        if array.ndim in RANKS and array.dtype.kind == "f" and not says_nothing(array, limits[index]):
+        if array.ndim in RANKS and array.dtype.kind == "f" and array.size and not says_nothing(array, limits[index]):
             values[tuple(sorted(array.shape))].append(index)
-    corners = {index: _corners(known[index]) for found in values.values() for index in found}
+    tables = {sizes: _Corners(indices, known, limits) for sizes, indices in values.items()}
     picked: dict[int, Array] = {}
     result: dict[str, Axes] = {}
     for name, array in tensors.items():
-        own = _corners(array) if array.size > 1 else None
-        alike = [
-            i
-            for i in values.get(tuple(sorted(array.shape)), ())
-            if own is not None and _near(corners[i], own, limits[i])
-        ]
+        table = tables.get(tuple(sorted(array.shape)))
+        alike = table.like(array) if table is not None and array.size > 1 else []
         if not alike or _is_constant(array):
             continue
         for index in alike:
@@ -88,8 +84,21 @@ def _by_values(
     return result
 
 
+class _Corners:
+    """The first and last numbers of values of the same sizes: no order of the axes moves them."""
+
+    def __init__(self, indices: list[int], known: Mapping[int, Array], limits: Mapping[int, Limit]) -> None:
+        self._indices = np.array(indices)
+        self._numbers = np.stack([_corners(known[index]) for index in indices])
+        self._rooms = np.stack([_room(n, limits[i]) for n, i in zip(self._numbers, indices, strict=True)])
+
+    def like(self, array: Array) -> list[int]:
+        """The values that may be an array with its axes in another order."""
+        near = _within(self._numbers, _corners(array), self._rooms).all(axis=1)
+        return [int(index) for index in self._indices[near]]
+
+
 def _corners(array: Array) -> Array:
-    """The first and the last number, which no order of the axes moves."""
     return np.array([array.flat[0], array.flat[-1]], np.float64)
 
 
@@ -114,15 +123,18 @@ def _picked(array: Array, axes: Iterable[int]) -> Array:
 
 def _is(expected: Array, actual: Array, picked: Array, sampled: Array | None, limit: Limit) -> bool:
     assert sampled is not None
-    return _near(picked, sampled, limit) and same_numbers(expected, actual, limit)
+    return bool(_within(picked, sampled, _room(picked, limit)).all()) and same_numbers(expected, actual, limit)
 
 
-def _near(expected: Array, actual: Array, limit: Limit) -> bool:
-    """Whether a few numbers are close enough for all to be compared."""
+def _room(picked: Array, limit: Limit) -> Array:
+    """How far a few numbers may be off for all to be compared."""
+    return np.asarray(2 * np.max(limit.atol) + (limit.rtol + 1e-3) * np.abs(picked))
+
+
+def _within(picked: Array, sampled: Array, room: Array) -> Array:
     with np.errstate(invalid="ignore"):
-        room = 2 * np.max(limit.atol) + (limit.rtol + 1e-3) * np.abs(expected)
-        close = np.abs(actual - expected) <= room
-        return bool(np.all(close | (actual == expected) | (np.isnan(actual) & np.isnan(expected))))
+        close = (np.abs(sampled - picked) <= room) | (sampled == picked)
+    return np.asarray(close | (np.isnan(sampled) & np.isnan(picked)))
 
 
 @dataclass(frozen=True, slots=True)
