@@ -21,11 +21,11 @@ from torch import Tensor, nn
 import layerdiff
 from layerdiff.align import only_by_values
 from layerdiff.backends import OnnxRuntime
-from layerdiff.measure import Limit, limits_for
+from layerdiff.measure import limits_for
 from layerdiff.runner import Runner
 from layerdiff.samples import samples
 from layerdiff.sides import open_candidate, open_reference
-from layerdiff.sound import COLLECTED
+from layerdiff.twinless import collected
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise
 
@@ -74,8 +74,7 @@ def _pairing(model: nn.Module, path: Path, x: Tensor) -> tuple[int, float]:
     run = Runner(open_reference(model), open_candidate(path, OnnxRuntime(threads=1)), None, None)
     sample = next(iter(samples(x)))
     candidate, reference = run.fed(sample), run.reference.capture(sample)
-    outputs, added = run.paired(reference, {}, candidate.graph), limits_for(reference, {}, None)
-    limits = {index: Limit(limit.rtol, COLLECTED * limit.atol) for index, limit in added.items()}
+    outputs, limits = run.paired(reference, {}, candidate.graph), collected(limits_for(reference, {}, None))
     tensors = len(candidate.tapped)
     found, aligning = _clock(lambda: only_by_values(reference, candidate, outputs, limits))
     assert found is not None, f"{path}: not all that is computed was paired"
