@@ -14,7 +14,7 @@ import numpy as np
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from layerdiff.graph import Graph
     from layerdiff.model import Reference, Site
@@ -98,31 +98,34 @@ class _Weights:
             if array.size > 1 and array.dtype.kind == "f":
                 self._by_size.setdefault(array.size, []).append(name)
                 self._by_shape.setdefault(array.shape, []).append(name)
-        self._picked: dict[tuple[tuple[int, ...], bool], Array] = {}
+        self._stacks: dict[tuple[tuple[int, ...], bool], _Stack] = {}
         self._outlines: dict[int, Array] = {}
 
     def relations(self, array: Array) -> dict[str, Tie]:
         """The parameters that an array may be; only the best kind of tie is kept."""
         if array.size not in self._by_size or array.dtype.kind not in "fiu":
             return {}
+        stacks = [self._of_shape(array.shape[::-1] if turned else array.shape, turned) for turned in _turns(array)]
+        some = _picks(array)
+        equal = [name for stack in stacks for name in stack.equal(some)]
+        if equal:  # quickly told, and then no other tie counts
+            return dict.fromkeys(equal, Tie.EXACT)
         found: dict[str, Tie] = {}
-        for turned in (False, True) if array.ndim > 1 else (False,):
-            names, picked = self._of_shape(array.shape[::-1] if turned else array.shape, turned=turned)
-            for name, tie in zip(names, _resemblances(picked, array), strict=True):
-                if tie is not None and (name not in found or tie is Tie.EXACT):
-                    found[name] = tie
-        if not {Tie.EXACT, Tie.SCALED}.intersection(found.values()):  # gates in another order, say: these are sorted
+        for stack in stacks:
+            for name, tie in zip(stack.names, stack.resemblances(array, some), strict=True):
+                if tie is not None:
+                    found.setdefault(name, tie)
+        if Tie.SCALED not in found.values():  # gates in another order, say: these are sorted
             found |= {name: Tie.EXACT for name in self._of_about(array) if _same_numbers(self._parameters[name], array)}
         best = next((tie for tie in Tie if tie in found.values()), None)
         return {name: tie for name, tie in found.items() if tie is best}
 
-    def _of_shape(self, shape: tuple[int, ...], *, turned: bool) -> tuple[list[str], Array]:
-        """The parameters of one shape, and some numbers of each as it is or turned."""
-        names = self._by_shape.get(shape, [])
-        if names and (shape, turned) not in self._picked:
-            arrays = (self._parameters[name] for name in names)
-            self._picked[shape, turned] = np.stack([_picks(array.T if turned else array) for array in arrays])
-        return names, self._picked.get((shape, turned), np.zeros((0, 1, 1)))
+    def _of_shape(self, shape: tuple[int, ...], turned: bool) -> _Stack:  # noqa: FBT001  half of a key
+        """The parameters of one shape, as they are or turned."""
+        if (shape, turned) not in self._stacks:
+            arrays = {name: self._parameters[name] for name in self._by_shape.get(shape, ())}
+            self._stacks[shape, turned] = _Stack({n: _picks(a.T if turned else a) for n, a in arrays.items()})
+        return self._stacks[shape, turned]
 
     def _of_about(self, array: Array) -> list[str]:
         """The parameters that may hold the numbers of an array in another order."""
@@ -133,6 +136,39 @@ class _Weights:
         scale = np.abs(own[:, :2]).max(axis=1, keepdims=True)
         close = np.all(np.abs(own - _outline(array)) <= _EQUAL * np.where(scale > 0, scale, 1.0), axis=1)
         return [names[int(i)] for i in np.flatnonzero(close)]
+
+
+class _Stack:
+    """Some numbers of several parameters of one shape: all are looked at together."""
+
+    def __init__(self, picked: Mapping[str, Array]) -> None:
+        self.names = list(picked)
+        self._numbers = np.stack(list(picked.values())) if picked else np.zeros((0, 1, 1))
+        scale = np.abs(self._numbers).max(axis=(1, 2))
+        self._room = _EQUAL * np.where(scale > 0, scale, 1.0)
+        self._first = self._numbers[:, 0, 0].copy()
+
+    def equal(self, some: Array) -> list[str]:
+        """The parameters that hold some numbers, to a millionth of the largest."""
+        if not self.names:
+            return []
+        near = np.flatnonzero(np.abs(self._first - some[0, 0]) <= self._room)
+        step = max(1, _AT_ONCE // some.size)
+        return [
+            self.names[place]
+            for few in (near[i : i + step] for i in range(0, len(near), step))
+            for place in few[np.abs(self._numbers[few] - some).max(axis=(1, 2)) <= self._room[few]]
+        ]
+
+    def resemblances(self, array: Array, some: Array) -> list[Tie | None]:
+        """How an array, of which some numbers are given, relates to each parameter."""
+        alike, step = _likeness_of(array), max(1, _AT_ONCE // some.size)
+        return [tie for i in range(0, len(self.names), step) for tie in alike(self._numbers[i : i + step], some)]
+
+
+def _turns(array: Array) -> tuple[bool, ...]:
+    """As it is, and turned where there is more than one axis."""
+    return (False, True) if array.ndim > 1 else (False,)
 
 
 def _picks(array: Array) -> Array:
@@ -149,31 +185,12 @@ def _picks(array: Array) -> Array:
     return some.reshape(len(some), -1).astype(np.float64)
 
 
-def _resemblances(parameters: Array, array: Array) -> list[Tie | None]:
-    """How an array relates to several parameters, of which some numbers are given: shape (n, channels, numbers)."""
-    if not len(parameters):
-        return []
-    some, alike = _picks(array), _in_another_unit if array.dtype.kind in "iu" else _resemblance
-    step = max(1, _AT_ONCE // some.size)
-    equal = np.concatenate([_equal(parameters[i : i + step], some) for i in range(0, len(parameters), step)])
-    if equal.any():
-        return [Tie.EXACT if same else None for same in equal]
-    return [alike(one, some) for one in parameters]
-
-
-def _equal(parameters: Array, some: Array) -> Array:
-    """Which of several parameters hold some numbers, to a millionth of the largest."""
-    scale = np.abs(parameters).max(axis=(1, 2))
-    return np.asarray(np.abs(parameters - some).max(axis=(1, 2)) <= _EQUAL * np.where(scale > 0, scale, 1.0))
-
-
 def relation(parameter: Array, array: Array) -> Tie | None:
     """How an array relates to a parameter of the same size."""
     if _same_numbers(parameter, array):
         return Tie.EXACT
     views = [view for view in (parameter, parameter.T) if view.shape == array.shape]
-    alike = _in_another_unit if array.dtype.kind in "iu" else _resemblance
-    found = (alike(_picks(view), _picks(array)) for view in views)
+    found = (_likeness_of(array)(_picks(view)[None], _picks(array))[0] for view in views)
     return next((tie for tie in found if tie is not None), None)
 
 
@@ -194,20 +211,33 @@ def _same_numbers(parameter: Array, array: Array) -> bool:
     return _close(outline, _outline(array), outline) and _close(_spread(parameter), _spread(array), outline)
 
 
-def _resemblance(p: Array, a: Array) -> Tie | None:
-    """How some numbers of an array relate to those of a parameter; both are of shape (channels, numbers)."""
-    if len(p) == 1:
-        return Tie.NEAR if p.size >= _TELLING and _cosine(p - p.mean(), a - a.mean()) > 0.9 else None
-    if np.median(_channel_cosines(p, a)) > 0.9999:
-        return Tie.SCALED
-    if _cosine(p, a) > 0.8:
-        return Tie.SCALED if np.median(np.abs(channel_factors(p, a)[0] - 1)) > 0.02 else Tie.NEAR
-    return None
+def _likeness_of(array: Array) -> Callable[[Array, Array], list[Tie | None]]:
+    """What tells how arrays of a type relate to parameters."""
+    return _in_another_unit if array.dtype.kind in "iu" else _resemblances
 
 
-def _in_another_unit(p: Array, a: Array) -> Tie | None:
-    """The same for an array of integers, which may be a quantised parameter."""
-    return Tie.NEAR if len(p) > 1 and _cosine(p - p.mean(), a - a.mean()) > 0.8 else None
+def _resemblances(p: Array, a: Array) -> list[Tie | None]:
+    """How some numbers of an array relate to those of parameters, of shapes (channels, numbers) and (n, ...)."""
+    if p.shape[1] == 1:
+        near = _cosines(_centred(p), _centred(a)) > 0.9 if p.shape[2] >= _TELLING else np.zeros(len(p), bool)
+        return [Tie.NEAR if each else None for each in near]
+    scaled = np.median(_channel_cosines(p, a), axis=1) > 0.9999
+    return [
+        Tie.SCALED if parallel else _near_or_scaled(one, a) if alike else None
+        for one, parallel, alike in zip(p, scaled, _cosines(p, a) > 0.8, strict=True)
+    ]
+
+
+def _near_or_scaled(p: Array, a: Array) -> Tie:
+    """Whether an array that is about a parameter has its channels scaled."""
+    return Tie.SCALED if np.median(np.abs(channel_factors(p, a)[0] - 1)) > 0.02 else Tie.NEAR
+
+
+def _in_another_unit(p: Array, a: Array) -> list[Tie | None]:
+    """The same for an array of integers, which may be quantised parameters."""
+    if p.shape[1] == 1:
+        return [None] * len(p)
+    return [Tie.NEAR if cosine > 0.8 else None for cosine in _cosines(_centred(p), _centred(a))]
 
 
 def by_output_channel(reference: Reference, site: Site, weight: Array) -> Array:
@@ -249,13 +279,20 @@ def _spread(array: Array) -> Array:
 
 
 def _channel_cosines(p: Array, a: Array) -> Array:
-    p, a = p.reshape(p.shape[0], -1), a.reshape(a.shape[0], -1)
-    if p.shape[1] < 4:  # so few numbers per channel are parallel by accident
-        return np.zeros(1)
-    norms = np.linalg.norm(p, axis=1) * np.linalg.norm(a, axis=1)
-    return np.asarray(np.abs(np.sum(p * a, axis=1)) / np.maximum(norms, 1e-300))
+    """How parallel each channel of an array is to that of parameters; shape (n, channels)."""
+    if p.shape[2] < 4:  # so few numbers per channel are parallel by accident
+        return np.zeros(p.shape[:2])
+    norms = np.linalg.norm(p, axis=2) * np.linalg.norm(a, axis=1)
+    return np.asarray(np.abs(np.einsum("ncx,cx->nc", p, a)) / np.maximum(norms, 1e-300))
 
 
-def _cosine(p: Array, a: Array) -> float:
-    both = float(np.linalg.norm(p) * np.linalg.norm(a))
-    return float(np.sum(p * a)) / both if both > 0 else 0.0
+def _centred(numbers: Array) -> Array:
+    """Numbers without their mean, that of each parameter of its own."""
+    return np.asarray(numbers - numbers.mean(axis=(-2, -1), keepdims=True))
+
+
+def _cosines(p: Array, a: Array) -> Array:
+    """The cosine of the angle between an array and each parameter; 0 where one of the two is nothing but zeros."""
+    flat = p.reshape(len(p), -1)
+    both = np.linalg.norm(flat, axis=1) * np.linalg.norm(a)
+    return np.asarray(np.divide(flat @ a.reshape(-1), both, out=np.zeros(len(p)), where=both > 0))
