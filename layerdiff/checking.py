@@ -30,6 +30,7 @@ _KINDS = frozenset(AttributeProto.AttributeType.values()) - {AttributeProto.UNDE
 _PACKED = {TensorProto.UINT4: 2, TensorProto.INT4: 2, 23: 2, 25: 4, 26: 4}  # FLOAT4E2M1, UINT2, INT2
 _LARGE_BYTES = 1 << 20
 _LONGEST = 1 << 40
+_MOST_AXES = 32  # numpy's own limit before version 2
 
 
 def check(model: onnx.ModelProto, name: str) -> None:
@@ -198,7 +199,9 @@ def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         raise ModelFileError(f"{where}: an element type that there is not ({tensor.data_type})")
     if any(size < 0 for size in dims):
         raise ModelFileError(f"{where}: a negative size in shape {_shape(dims)}")
-    if any(size > _LONGEST for size in dims):  # also where another size is 0: numpy refuses the shape alone
+    if len(dims) > _MOST_AXES:
+        raise ModelFileError(f"{where}: {len(dims)} axes, and no more than {_MOST_AXES} can be held")
+    if prod(size or 1 for size in dims) > _LONGEST:  # a size of 0 changes nothing: numpy refuses the others alone
         raise ModelFileError(f"{where}: no memory holds shape {_shape(dims)}")
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         return

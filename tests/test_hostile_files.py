@@ -130,6 +130,23 @@ def test_a_weight_that_claims_terabytes_is_refused(trace: Trace, dims: list[int]
     assert ("initializer 'w'" if where != "attribute" else "attribute 'value' of node") in text
 
 
+@pytest.mark.parametrize(
+    ("dims", "text"),
+    [
+        ([0, 8448, 16383, 67, 8064, 8064, 8064], "no memory holds shape (0, 8448, "),  # each size alone is possible
+        ([1] * 65, "65 axes"),
+        ([2**40] * 100_000, "100000 axes"),  # multiplied out, this is a number of four million digits
+    ],
+)
+def test_a_weight_that_holds_nothing_in_a_shape_that_numpy_refuses_is_refused(
+    trace: Trace, dims: list[int], text: str
+) -> None:
+    model = exponential()
+    values = [0.0] if 0 not in dims else []
+    model.graph.initializer.append(TensorProto(name="w", dims=dims, data_type=TensorProto.FLOAT, float_data=values))
+    assert f"initializer 'w' of the graph: {text}" in refusal(trace, model, ModelFileError)
+
+
 def nested(depth: int) -> onnx.ModelProto:
     """If nodes, one in the branch of the other."""
     model = graph_of([], {"x": (2, 3)}, ["o"], {"c": np.array(True)})
