@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV := .venv
 SEED ?= 1
 JOBS ?= 2
+SECONDS ?= 600
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals bench-pipeline bench-speed bench-memory matrix fuzz check clean
+.PHONY: demo test test-slow lint types contracts docs notebooks bench-faults bench-rivals bench-pipeline bench-speed bench-memory matrix fuzz fuzz-guided check clean
 
 $(VENV)/.made:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,10 @@ $(VENV)/.dev: $(VENV)/.test
 
 $(VENV)/.bench: $(VENV)/.test
 	$(PIP) -e '.[bench]'
+	touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test
+	$(PIP) -e '.[fuzz]'
 	touch $@
 
 demo: $(VENV)/.demo
@@ -84,6 +89,9 @@ matrix: $(VENV)/.made
 
 fuzz: $(VENV)/.test
 	$(RUN) -m benchmarks.fuzz.run --graph 90000 --report 20000 --trace 6000 --start $(SEED)000000
+
+fuzz-guided: $(VENV)/.fuzz
+	OMP_NUM_THREADS=1 $(RUN) -m benchmarks.fuzz.guided --seconds $(SECONDS)
 
 check: lint types contracts test docs
 

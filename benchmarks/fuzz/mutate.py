@@ -54,21 +54,45 @@ def model_bytes(seed: bytes, others: list[bytes], rng: random.Random) -> bytes:
     """A mutated model: two times in three its messages are changed, else its bytes."""
     if rng.random() < 1 / 3:
         return _bytes(seed, others, rng)
+    try:
+        return model_fields(seed, others, rng)
+    except (ValueError, DecodeError):  # a text that is no UTF-8, or a message that is too deep
+        return _bytes(seed, others, rng)
+
+
+def model_fields(seed: bytes, others: list[bytes], rng: random.Random) -> bytes:
+    """A model whose messages are changed.
+
+    Raises
+    ------
+    ValueError, DecodeError
+        The seed is no model, or what came out cannot be written as one.
+
+    """
     model = onnx.ModelProto.FromString(seed)
     for _ in range(rng.randint(1, _MOST_MUTATIONS)):
         rng.choice((_field, _field, _field, _rename, _nodes, _graft))(model, others, rng)
-    try:
-        if rng.random() < DEEPENED:
-            _deepen(model, rng)
-        return model.SerializeToString()
-    except (ValueError, DecodeError):  # a text that is no UTF-8, or a message that is too deep
-        return _bytes(seed, others, rng)
+    if rng.random() < DEEPENED:
+        _deepen(model, rng)
+    return model.SerializeToString()
 
 
 def report_text(seed: str, others: list[str], rng: random.Random) -> str:
     """A mutated report: two times in three its values are changed, else its text."""
     if rng.random() < 1 / 3:
         return _bytes(seed.encode(), [other.encode() for other in others], rng).decode("utf-8", "surrogateescape")
+    return report_values(seed, rng)
+
+
+def report_values(seed: str, rng: random.Random) -> str:
+    """A report whose values are changed.
+
+    Raises
+    ------
+    ValueError, RecursionError
+        The seed is no JSON, or too deep.
+
+    """
     content = json.loads(seed)
     for _ in range(rng.randint(1, _MOST_MUTATIONS)):
         _json(content, rng)

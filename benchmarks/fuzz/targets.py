@@ -18,6 +18,7 @@ from layerdiff.checking import walking
 from layerdiff.graph import Graph, load
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 PICTURES = 20  # a page with its picture is drawn of every so many reports
@@ -85,23 +86,11 @@ class Target:
 
         """
         path, seed = case.write(self._folder)
-        try:
-            if case.kind is Kind.REPORT:
-                return self._report(path, case)
-            return self._graph(path) if case.kind is Kind.GRAPH else self._trace(path, seed)
-        except LayerdiffError as error:
-            if not str(error).strip():
-                raise AssertionError(f"{type(error).__name__} without a text") from error
-            return type(error).__name__
-
-    def _graph(self, path: Path) -> str:
-        with walking(path.name):
-            graph = Graph(load(path))
-        _ = graph.live_nodes, graph.consumers, [graph.is_live(port.name) for port in graph.outputs]
-        for name in graph.initializers:
-            graph.initializer(name)
-        graph.rewritten(list(graph.computed)[:64])
-        return "read"
+        if case.kind is Kind.GRAPH:
+            return ended(lambda: read_graph(path))
+        if case.kind is Kind.TRACE:
+            return ended(lambda: self._trace(path, seed))
+        return ended(lambda: read_report(path, drawn=case.number % PICTURES == 0))
 
     def _trace(self, path: Path, seed: Path) -> str:
         if self._backend is None:
@@ -113,12 +102,35 @@ class Target:
             return f"died: {report.diagnoses[0].evidence['how']}"
         return "agrees" if report.agrees else "diverges"
 
-    def _report(self, path: Path, case: Case) -> str:
-        report: Any = layerdiff.load(path)
-        str(report)
-        report.to_frame()
-        report.to_dict()
-        report.write_pairs(self._folder / "pairs.yaml")
-        if case.number % PICTURES == 0:
-            report.to_html(self._folder / "report.html")
-        return "loaded"
+
+def ended(run: Callable[[], str]) -> str:
+    """What came out, or the name of the LayerdiffError; one without a text is a finding like any other error."""
+    try:
+        return run()
+    except LayerdiffError as error:
+        if not str(error).strip():
+            raise AssertionError(f"{type(error).__name__} without a text") from error
+        return type(error).__name__
+
+
+def read_graph(path: Path) -> str:
+    """A model is read, and rewritten with its tensors as outputs."""
+    with walking(path.name):
+        graph = Graph(load(path))
+    _ = graph.live_nodes, graph.consumers, [graph.is_live(port.name) for port in graph.outputs]
+    for name in graph.initializers:
+        graph.initializer(name)
+    graph.rewritten(list(graph.computed)[:64])
+    return "read"
+
+
+def read_report(path: Path, *, drawn: bool) -> str:
+    """A report is loaded, shown, and written beside its file."""
+    report: Any = layerdiff.load(path)
+    str(report)
+    report.to_frame()
+    report.to_dict()
+    report.write_pairs(path.with_name("pairs.yaml"))
+    if drawn:
+        report.to_html(path.with_name("report.html"))
+    return "loaded"
