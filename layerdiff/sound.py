@@ -1,8 +1,8 @@
-"""A graph that is sound: fed what it should read, every layer gives what it should give. No noise floor is needed then.
+"""A graph that is sound: no layer adds more than rounding to what it reads. No noise floor is needed then.
 
 The float64 twin tells how much rounding a value has collected on its way. It costs more than all else together. Where
-one run of the graph, cut open at every tensor with a counterpart, shows that no layer adds more than a few units in the
-last place, what has been collected *is* rounding, and the twin has nothing to say. Anything else, however small, is
+every tensor is right to a few units in the last place, off by little more than what it is computed from, or right from
+right inputs, what has been collected *is* rounding, and the twin has nothing to say. Anything else, however small, is
 left to the twin: this module never accuses, and what it cannot vouch for it leaves alone.
 """
 
@@ -17,7 +17,7 @@ from layerdiff.align import only_by_values
 from layerdiff.align.values import same_numbers
 from layerdiff.blocks import largest_gap
 from layerdiff.errors import BackendError
-from layerdiff.measure import Limit, limits_for, scale_of, with_noise
+from layerdiff.measure import Limit, limits_for, with_noise
 from layerdiff.model import Noise
 from layerdiff.twinless import adds_its_rounding, alone, collected, draws, gap_in, holds
 
@@ -63,7 +63,7 @@ def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> S
         return None
     forced = found.forced()
     off = {tensor: value for tensor, value in forced.items() if not _as_read(found, tensor, value, added)}
-    off = {tensor: value for tensor, value in off.items() if not _brought(found, forced, tensor)}
+    off = {tensor: value for tensor, value in off.items() if not _brought(found, forced, tensor, added)}
     try:
         _isolate(found, list(off))
     except BackendError:  # what takes no values from outside is looked into the other way
@@ -93,21 +93,17 @@ def _as_read(found: Alignment, tensor: str, value: int, limits: Mapping[int, Lim
     return holds(found, found.candidate.tapped, tensor, value, limits[value])
 
 
-def _brought(found: Alignment, forced: Mapping[str, int], tensor: str) -> bool:
-    """Whether a tensor is off by little more than what it is computed from is, each measured by its largest number."""
+def _brought(found: Alignment, forced: Mapping[str, int], tensor: str, limits: Mapping[int, Limit]) -> bool:
+    """Whether a tensor is off by little more than what it is computed from is, each as a multiple of its limit."""
     _, start = found.candidate.graph.region(tensor, forced)
-    sources = [share for name in start if name in forced and (share := _share_off(found, forced, name)) is not None]
-    own = _share_off(found, forced, tensor)
-    return own is not None and own <= GROWN * max(sources, default=0.0)
+    sources = [_times_off(found, name, forced[name], limits) for name in start if name in forced]
+    own = _times_off(found, tensor, forced[tensor], limits)
+    return own is not None and own <= GROWN * max((times for times in sources if times is not None), default=0.0)
 
 
-def _share_off(found: Alignment, forced: Mapping[str, int], tensor: str) -> float | None:
-    """How far a tensor is off in the normal run, as a share of the largest number of its value."""
-    gap, array = (
-        gap_in(found, found.candidate.tapped, tensor, forced[tensor]),
-        found.reference.values[forced[tensor]].array,
-    )
-    return None if gap is None or array is None else gap / (scale_of(array) or 1.0)
+def _times_off(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> float | None:
+    gap, limit = gap_in(found, found.candidate.tapped, tensor, value), float(np.max(limits[value].atol))
+    return None if gap is None or limit == 0 else gap / limit
 
 
 def _isolate(found: Alignment, off: Sequence[str]) -> None:
