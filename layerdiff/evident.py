@@ -43,12 +43,7 @@ class Evident:
     """Where a graph goes wrong beyond doubt, and the rounding that stands in for the noise floor."""
 
     place: Located
-    outputs: OutputPairs
-
-    @property
-    def floor(self) -> Mapping[int, Noise]:
-        """The rounding of every value with a counterpart."""
-        return self.outputs.floor
+    floor: Mapping[int, Noise]
 
 
 def far_off(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> bool:
@@ -92,7 +87,7 @@ def evident(reference: Reference, candidate: Candidate, outputs: OutputPairs) ->
         return None
     floor = runs.floor(wide)
     place.alignment.limits = with_noise(bare, floor)
-    return Evident(place, replace(outputs, floor=floor))
+    return Evident(place, floor)
 
 
 def _as_floor(limits: Mapping[int, Limit]) -> dict[int, Noise]:

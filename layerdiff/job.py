@@ -160,9 +160,8 @@ class Job:
         """The alignment of what is examined, and the pairs of the user that are not in it."""
         reference, outputs = shown.reference, shown.outputs
         given, lost = still_there(resolved(self.pairs, reference, shown.candidate, outputs), observed.candidate)
-        known = shown.alignment if shown.place is None else shown.place.alignment
-        if known is not None:
-            return known, lost
+        if shown.place is not None:
+            return shown.place.alignment, lost
         limits = limits_for(reference, shown.floor, self.runner.tolerance)
         return align(reference, observed.candidate, outputs.everywhere(), limits, given), lost
 

@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING, Any
 from layerdiff.errors import LayerdiffError, ReferenceFailedError, RuntimeDiedError
 from layerdiff.evident import evident, far_off
 from layerdiff.model import SampleResult
+from layerdiff.reconsider import Located
 from layerdiff.several import judged
 from layerdiff.sound import sound
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from layerdiff.align import Alignment
     from layerdiff.candidate import Candidate
     from layerdiff.model import Noise, OutputResult, Reference
     from layerdiff.outputs import OutputPairs
     from layerdiff.progress import Progress
-    from layerdiff.reconsider import Located
     from layerdiff.runner import Runner
     from layerdiff.samples import Sample
 
@@ -37,8 +36,7 @@ class Judged:
     results: tuple[OutputResult, ...]
     told: SampleResult
     death: RuntimeDiedError | None = None  # the runtime did not survive it
-    alignment: Alignment | None = None  # of a graph that is sound
-    place: Located | None = None  # of a fault that is evident
+    place: Located | None = None  # where it goes wrong, where that was found on the way: nowhere in a sound graph
     lacks_floor: bool = False  # whatever it is, the outputs are farther off
 
     @property
@@ -55,8 +53,9 @@ class Judged:
             max((m.times_limit for m in seen if m and self.told.agrees), default=0.0),
         )
 
-    def judged_by(self, outputs: OutputPairs, place: Located | None = None) -> Judged:
+    def judged_by(self, floor: Mapping[int, Noise], place: Located | None = None) -> Judged:
         """The same with the outputs judged by another noise floor."""
+        outputs = replace(self.outputs, floor=floor)
         results = outputs.results(*_ran(self.candidate)[:2])
         return replace(self, outputs=outputs, results=results, place=place, lacks_floor=False)
 
@@ -84,12 +83,12 @@ class Judge:
         if healthy is not None:
             outputs = replace(outputs, floor=healthy.floor)
         elif not far:
-            outputs = self._with_twin(sample, reference, outputs, bar)
+            outputs = replace(outputs, floor=self._twin(sample, reference, bar))
         results = outputs.results(shipped, tapped)
         told = judged(run.shapes(sample), results)
         told = told if shipped or death is None else replace(told, refused=str(death))
-        alignment = None if healthy is None else healthy.alignment
-        return Judged(index, sample, candidate, reference, outputs, results, told, death, alignment, None, far)
+        place = None if healthy is None else Located(healthy.alignment, [], [])
+        return Judged(index, sample, candidate, reference, outputs, results, told, death, place, far)
 
     def with_floor(self, shown: Judged, bar: Progress) -> Judged:
         """The same with a noise floor, where it could be told without one that the outputs disagree."""
@@ -97,13 +96,13 @@ class Judge:
             return shown
         found = evident(shown.reference, shown.candidate, shown.outputs)
         if found is not None:
-            return shown.judged_by(found.outputs, found.place)
-        return shown.judged_by(self._with_twin(shown.sample, shown.reference, shown.outputs, bar))
+            return shown.judged_by(found.floor, found.place)
+        return shown.judged_by(self._twin(shown.sample, shown.reference, bar))
 
-    def _with_twin(self, sample: Sample, reference: Reference, outputs: OutputPairs, bar: Progress) -> OutputPairs:
+    def _twin(self, sample: Sample, reference: Reference, bar: Progress) -> Mapping[int, Noise]:
         bar.stage("running the reference in double precision")
         with _named(self.runner):
-            return replace(outputs, floor=self.runner.reference.noise_floor(sample, reference))
+            return self.runner.reference.noise_floor(sample, reference)
 
     def refused(self, sample: Sample, error: LayerdiffError) -> SampleResult:
         """What is told of a sample that the runtime refuses; the error itself when the model cannot run it either."""
