@@ -149,10 +149,10 @@ def _restore_kinds(original: gs.Node, copy: gs.Node) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Graphsurgeon prints its warnings to stdout, where a library has no business."""
+    """Graphsurgeon prints what it thinks of a model to stdout, where a library has no business."""
     with ALONE:
         before = G_LOGGER.severity
-        G_LOGGER.severity = G_LOGGER.CRITICAL
+        G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # what is critical is raised as well
         try:
             yield
         finally:

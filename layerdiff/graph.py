@@ -356,7 +356,8 @@ class Graph:
         inputs = [copier.variable(name, array) for name, array in (sources or {}).items()]
         if sources is None:
             inputs = [copier.tensor(tensor) for tensor in self._gs.inputs]
-        new_nodes = [copier.node(index) for index in kept]
+        with quiet():
+            new_nodes = [copier.node(index) for index in kept]
         ends = [copier.output(name) for name in outputs]
         graph = gs.Graph(
             nodes=[*copier.narrowing, *new_nodes, *copier.widening],

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 import layerdiff
 from layerdiff import BackendError, InputError, LayerdiffError, ModelFileError
+from layerdiff.checking import walking
+from layerdiff.graph import Graph
 from tests.conftest import graph_of
 
 if TYPE_CHECKING:
@@ -190,6 +192,22 @@ def test_a_file_with_subgraphs_two_hundred_deep_is_refused(trace: Trace, tmp_pat
     path = tmp_path / "deep.onnx"
     path.write_bytes(b"\x08\x08" + field(7, graph))
     assert "deep.onnx: " in refusal(trace, path, ModelFileError)
+
+
+def test_nothing_is_printed_about_a_branch_that_writes_what_it_reads(capfd: pytest.CaptureFixture[str]) -> None:
+    """Graphsurgeon prints the branch, again for every copy."""
+    branch = helper.make_graph([node("Exp", ["x"], ["x"])], "branch", [], [helper.make_empty_tensor_value_info("y")])
+    model = graph_of([node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)], {"x": (2, 3)}, ["y"])
+    Graph(model).rewritten(["y"])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_is_printed_about_an_attribute_that_holds_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    model = exponential()
+    model.graph.node[0].attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR))
+    with pytest.raises(ModelFileError), walking("odd.onnx"):
+        Graph(model)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_function_that_calls_itself_is_refused(trace: Trace) -> None:
