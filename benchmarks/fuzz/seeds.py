@@ -158,6 +158,51 @@ def _fused() -> onnx.ModelProto:
     return _model(nodes, [_info("x", shape=[2, 3])], [_info("y")], constants, opsets=opsets)
 
 
+_FUSED_OPSETS = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+
+
+def _fused_floats() -> onnx.ModelProto:
+    """What ONNX Runtime leaves of convolutions, products and norms, with every kind of activation and sum."""
+    own: dict[str, Any] = {"domain": "com.microsoft"}
+    clip = {"activation": "Clip", "activation_params": [0.0, 6.0]}
+    nodes = [
+        node("FusedConv", ["x", "w", "b"], ["c"], activation="Relu", pads=[1, 1, 1, 1], **own),
+        node("FusedConv", ["c", "w", "b", "c"], ["d"], pads=[1, 1, 1, 1], **clip, **own),
+        node("Reshape", ["d", "rows"], ["r"]),
+        node("FusedGemm", ["r", "g", "h"], ["e"], activation="LeakyRelu", activation_alpha=0.1, **own),
+        node("Reshape", ["e", "three"], ["t"]),
+        node("SkipLayerNormalization", ["t", "t", "h", "h", "h"], ["n"], epsilon=1e-5, **own),
+        node("SkipSimplifiedLayerNormalization", ["n", "t", "h"], ["y"], epsilon=1e-5, **own),
+    ]
+    rng = np.random.default_rng(0)
+    shapes = {"w": (2, 2, 3, 3), "b": (2,), "g": (4, 4), "h": (4,)}
+    constants: dict[str, Any] = {name: rng.random(shape).astype(np.float32) for name, shape in shapes.items()}
+    constants |= {"rows": np.array([8, 4]), "three": np.array([1, 8, 4])}
+    return _model(nodes, [_info("x", shape=[1, 2, 4, 4])], [_info("y")], constants, opsets=_FUSED_OPSETS)
+
+
+def _fused_bytes() -> onnx.ModelProto:
+    """What ONNX Runtime leaves of a quantised network."""
+    own, q = {"domain": "com.microsoft"}, ["s", "z"]
+    nodes = [
+        node("QuantizeLinear", ["x", *q], ["q"]),
+        node("QLinearConv", ["q", *q, "w", *q, *q, "b"], ["c"], pads=[1, 1, 1, 1]),
+        node("QLinearAdd", ["c", *q, "q", *q, *q], ["a"], **own),
+        node("QLinearSigmoid", ["a", *q, *q], ["g"], **own),
+        node("QLinearConcat", [*q, "a", *q, "g", *q], ["k"], axis=1, **own),
+        node("Reshape", ["k", "rows"], ["r"]),
+        node("QLinearMatMul", ["r", *q, "m", *q, *q], ["p"]),
+        node("QGemm", ["p", *q, "m", *q, "", *q], ["h"], **own),
+        node("DequantizeLinear", ["h", *q], ["y"]),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "s": np.float32(0.05), "z": np.uint8(128), "w": rng.integers(0, 255, (2, 2, 3, 3), np.uint8),
+        "b": np.array([3, -4], np.int32), "m": rng.integers(0, 255, (4, 4), np.uint8), "rows": np.array([16, 4]),
+    }  # fmt: skip
+    return _model(nodes, [_info("x", shape=[1, 2, 4, 4])], [_info("y")], constants, opsets=_FUSED_OPSETS)
+
+
 def _halves() -> onnx.ModelProto:
     kinds = (TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT)
     nodes = [node("Cast", [a], [b], to=kind) for a, b, kind in zip("xpq", "pqy", kinds, strict=True)]
@@ -179,7 +224,8 @@ def write() -> None:
             onnx.save(program.model_proto, FOLDER / f"{name}_dynamo.onnx")
     written = {
         "branch": _branch(), "loop": _loop(), "scan": _scan(), "function": _function(), "quantised": _quantised(),
-        "sequences": _sequences(), "fused": _fused(), "halves": _halves(),
+        "sequences": _sequences(), "fused": _fused(), "fused_floats": _fused_floats(), "fused_bytes": _fused_bytes(),
+        "halves": _halves(),
     }  # fmt: skip
     for name, model in written.items():
         onnx.save(model, FOLDER / f"{name}.onnx")
