@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.values import match_values
+from layerdiff.align.matches import match_values
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError, Death, RuntimeDiedError
 from layerdiff.halving import smallest

@@ -71,13 +71,22 @@ def mask_bound(array: Array) -> float:
         np.unique(picks[picks > MASK_SMALLEST]).size > MASK_KINDS
     ):  # numbers of every size are no mask; zeros are not few
         picks = picks[picks > 0]
-    return max(MASK_SMALLEST, MASK_RATIO * float(np.quantile(picks, 0.1))) if picks.size else np.inf
+    return max(MASK_SMALLEST, MASK_RATIO * _a_tenth(picks)) if picks.size else np.inf
 
 
 def _at_most_a_tenth(picks: Array) -> float:
     """A number that is not above the lower decile of some."""
     place = (picks.size - 1) // 10
     return float(np.partition(picks, place)[place])
+
+
+def _a_tenth(picks: Array) -> float:
+    """The lower decile of some numbers, as `numpy.quantile` has it, which takes ten times as long for a few."""
+    before = int(place := (picks.size - 1) * 0.1)
+    behind = min(before + 1, picks.size - 1)
+    low, high = np.partition(picks, (before, behind))[[before, behind]]
+    share = place - before
+    return float(low + (high - low) * share if share < 0.5 else high - (high - low) * (1 - share))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from layerdiff.align.values import comparable_kind
+from layerdiff.align.sampled import comparable_kind
 from layerdiff.errors import InputError
 from layerdiff.keys import ROOT, values_by_key
 from layerdiff.model import Evidence, Pair

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from layerdiff.align.values import comparable_kind
+from layerdiff.align.sampled import comparable_kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

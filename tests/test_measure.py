@@ -12,7 +12,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from layerdiff.align.values import match_values, same_numbers
+from layerdiff.align.matches import match_values
+from layerdiff.align.values import same_numbers
 from layerdiff.measure import EPSILON_FACTOR, NOISE_FACTOR, limit_for, mask_like, measure
 from layerdiff.model import Metrics, Noise, Tolerance
 

@@ -44,18 +44,18 @@ def in_order(
 def _groups(
     matched: Mapping[int, list[str]], roots: Mapping[int, int], owners: Mapping[str, str], live: set[str]
 ) -> list[tuple[set[int], set[str]]]:
-    """Connected sets of computed values and live computed tensors that match each other."""
+    """Connected sets of computed values and several live computed tensors that match each other."""
     partners: dict[int, set[str]] = {}
     for value, names in matched.items():
         partners.setdefault(roots[value], set()).update(owners[n] for n in names if n in live)
-    readers: dict[str, set[int]] = {}
+    readers: dict[str, list[int]] = {}
     for root, owned in partners.items():
         for name in owned:
-            readers.setdefault(name, set()).add(root)
+            readers.setdefault(name, []).append(root)
     groups = []
     seen: set[int] = set()
-    for start in partners:
-        if start in seen:
+    for start, owned in partners.items():
+        if start in seen or len(owned) < 2:  # of several tensors some value has two
             continue
         values: set[int] = set()
         tensors: set[str] = set()

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.values import SAMPLES, same_numbers, says_nothing
+from layerdiff.align.sampled import SAMPLES
+from layerdiff.align.values import same_numbers, says_nothing
 from layerdiff.layout import after, inverse, is_trivial, one_axis_moved
 from layerdiff.store import Made
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.align import structure
+from layerdiff.align.sampled import comparable_kind
 from layerdiff.align.scores import Scores
 from layerdiff.align.stretches import best_pairs
-from layerdiff.align.values import comparable_kind
 from layerdiff.model import Evidence, Pair
 from layerdiff.operators import base_name, is_batch_norm, likeness, only_moves
 from layerdiff.store import Made

@@ -9,7 +9,7 @@ import numpy as np
 
 from layerdiff.align import structure
 from layerdiff.align.names import affinity
-from layerdiff.align.values import comparable_kind, sample
+from layerdiff.align.sampled import comparable_kind, sample
 from layerdiff.align.weights import Tie
 from layerdiff.operators import base_name, is_batch_norm, likeness
 

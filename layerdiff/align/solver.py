@@ -18,8 +18,8 @@ from layerdiff.align.ambiguity import in_order
 from layerdiff.align.chains import step_by_step
 from layerdiff.align.given import settle
 from layerdiff.align.layout import layouts
+from layerdiff.align.matches import match_values
 from layerdiff.align.proposer import Proposer
-from layerdiff.align.values import match_values
 from layerdiff.align.weights import ties
 from layerdiff.operators import only_moves
 from layerdiff.store import Shelf

@@ -1,0 +1,154 @@
+"""Which tensors hold the numbers of which value: samples find candidates, a full comparison confirms them.
+
+Of small arrays a sample is all there is. A deep network has thousands of them, many within rounding of their
+neighbours: these are compared all together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from layerdiff.align.sampled import SAMPLES, Table, sampled
+from layerdiff.align.values import VAGUE, same_in, says_nothing
+from layerdiff.blocks import Apart
+from layerdiff.measure import MASK_RATIO, MASK_SMALLEST, MASK_TOLERANCE, allowances
+from layerdiff.store import Shelf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from layerdiff.align.sampled import Sampled
+    from layerdiff.measure import Limit
+
+    Array = np.ndarray[Any, Any]
+
+
+def match_values(
+    expected: Mapping[int, Array], actual: Mapping[str, Array], limits: Mapping[int, Limit]
+) -> dict[int, list[str]]:
+    """For each reference value the tensors that hold the same numbers, in the order of `actual`."""
+    tensors = sampled(actual)
+    found: dict[int, list[str]] = {}
+    for (size, kind), values in sampled(expected).items():
+        if (size, kind) in tensors:
+            small = size <= SAMPLES and kind == "f"
+            found |= (_Small if small else _Size)(expected, actual, limits, values, tensors[size, kind]).matches()
+    return {index: found[index] for index in expected if index in found}
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Values and tensors of one size and kind."""
+
+    expected: Mapping[int, Array]
+    actual: Mapping[str, Array]
+    limits: Mapping[int, Limit]
+    values: Sampled[int]
+    tensors: Sampled[str]
+
+    def matches(self) -> dict[int, list[str]]:
+        """The tensors that hold each value."""
+        near: dict[int, list[int]] = {}
+        for places, rows, _ in self.near():
+            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
+                near.setdefault(place, []).append(row)
+        found = {self.values.names[place]: self.same(place, sorted(rows)) for place, rows in near.items()}
+        return {value: names for value, names in found.items() if names}
+
+    def near(self) -> Iterator[tuple[Array, Array, Array]]:
+        """Places of values, of tensors whose samples are near these, and how far apart each of their numbers is."""
+        size = np.abs(self.values.numbers)  # the full comparison that follows knows which large numbers are masks
+        rooms = self.bounds(np.max) + self.shares() * size
+        rooms += np.where(size > MASK_SMALLEST, MASK_TOLERANCE * size, 0.0)
+        return Table(self.tensors.numbers).near(self.values.numbers, rooms)
+
+    def same(self, place: int, rows: list[int]) -> list[str]:
+        """Those of some tensors that hold a value in full."""
+        value = self.values.names[place]
+        array, limit = self.expected[value], self.limits[value]
+        if says_nothing(array, limit):
+            return []
+        names = (self.tensors.names[row] for row in rows)
+        return [name for name in names if same_in(self.actual, name, value, array, limit)]
+
+    def bounds(self, of_rows: Callable[[Any], Any]) -> Array:
+        """The absolute limit of each value in a column; one number where it differs from row to row."""
+        limits = (self.limits[value].atol for value in self.values.names)
+        return np.array([atol if isinstance(atol, float) else float(of_rows(atol)) for atol in limits])[:, None]
+
+    def shares(self) -> Array:
+        """The relative limit of each value, in a column."""
+        return np.array([self.limits[value].rtol for value in self.values.names])[:, None]
+
+
+class _Small(_Size):
+    """Arrays of floats of which a sample is all there is; those with what is not finite are looked at one by one."""
+
+    def matches(self) -> dict[int, list[str]]:
+        """The tensors that hold each value."""
+        allowed, telling = self._allowed(), self._telling()
+        finite, others = self.values.finite(), self.tensors.finite()
+        kept = []
+        for places, rows, gaps in self.near():
+            whole = finite[places] & others[rows]
+            same = whole & telling[places] & ((gaps <= allowed[places]) | (gaps == 0)).all(axis=1)
+            self._note(places[same], rows[same], gaps[same])
+            same[~whole] = [bool(self.same(p, [r])) for p, r in zip(places[~whole], rows[~whole], strict=True)]
+            kept.append(np.stack([places[same], rows[same]]))
+        places, rows = np.concatenate(kept, axis=1) if kept else np.zeros((2, 0), int)
+        found: dict[int, list[str]] = {}
+        for pair in np.lexsort((rows, places)).tolist():
+            found.setdefault(self.values.names[places[pair]], []).append(self.tensors.names[rows[pair]])
+        return found
+
+    def _note(self, places: Array, rows: Array, gaps: Array) -> None:
+        """Keep with the run how far apart what is the same is, as a subtraction in single precision tells."""
+        if not isinstance(self.actual, Shelf) or not len(places):
+            return
+        with np.errstate(over="ignore"):
+            far = gaps.max(axis=1).astype(np.float32).tolist()
+        for place, row, gap in zip(places.tolist(), rows.tolist(), far, strict=True):
+            name, value = self.tensors.names[row], self.values.names[place]
+            if self.actual[name].dtype == self.expected[value].dtype == np.float32:
+                self.actual.notes[name, value] = Apart(gap, whole=True)
+
+    def _allowed(self) -> Array:
+        """The error that each number of each value may have."""
+        size = np.abs(self.values.numbers)
+        allowed = np.asarray(self.bounds(np.max) + self.shares() * size)
+        for place in np.flatnonzero(_may_hold_masks(size)).tolist():
+            allowed[place] = self._allowed_for(self.values.names[place])
+        for place, value in enumerate(self.values.names):
+            if np.ndim(self.limits[value].atol):
+                allowed[place] = self._allowed_for(value)
+        return allowed
+
+    def _allowed_for(self, value: int) -> Array:
+        return allowances(self.expected[value].astype(np.float64), self.limits[value]).reshape(-1)
+
+    def _telling(self) -> Array:
+        """Which values say something: most are told at once by their spread."""
+        numbers, least = self.values.numbers, self.bounds(np.median)[:, 0] / VAGUE
+        found = np.asarray((numbers.shape[1] < 2) | (_squares(numbers) > least**2 * numbers.shape[1]))
+        for place in np.flatnonzero(~found).tolist():
+            value = self.values.names[place]
+            found[place] = not says_nothing(self.expected[value], self.limits[value])
+        return found
+
+
+def _may_hold_masks(size: Array) -> Array:
+    """Which rows of magnitudes may have mask constants among them; of most it is quickly told that they have none."""
+    place = (size.shape[1] - 1) // 10
+    tenth = np.partition(size, place, axis=1)[:, place]
+    top = size.max(axis=1)
+    return np.asarray((top > MASK_SMALLEST) & (top > MASK_RATIO * tenth))
+
+
+def _squares(numbers: Array) -> Array:
+    """The sum of squares about their mean of the ordinary numbers of each row."""
+    ordinary = np.abs(numbers) <= MASK_SMALLEST
+    mean = np.sum(numbers, axis=1, where=ordinary) / np.maximum(np.count_nonzero(ordinary, axis=1), 1)
+    return np.asarray(np.sum((np.where(ordinary, numbers, mean[:, None]) - mean[:, None]) ** 2, axis=1))
