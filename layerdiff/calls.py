@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils._pytree import tree_map_only
 
 from layerdiff.model import Operand
-from layerdiff.tensors import tensors_in
+from layerdiff.tensors import LEAVES, tensors_in
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 
+@lru_cache(maxsize=1024)
 def is_composite(func: Any) -> bool:
     """Whether an operator is only a name for others; torch takes it apart before a dispatch mode sees it, as a rule."""
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"))  # noqa: SLF001
@@ -21,9 +23,13 @@ def is_composite(func: Any) -> bool:
 
 def arguments_of(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """What an operator was called with besides tensors, by the argument names of its schema."""
-    names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
-    given = dict(zip(names, args, strict=False)) | kwargs
+    given = dict(zip(_argument_names(func), args, strict=False)) | kwargs
     return {name: value for name, value in given.items() if not tensors_in(value) and value is not None}
+
+
+@lru_cache(maxsize=1024)
+def _argument_names(func: Any) -> tuple[str, ...]:
+    return tuple(argument.name for argument in func._schema.arguments)  # noqa: SLF001
 
 
 def leaves_memory_unset(func: Any) -> bool:
@@ -34,8 +40,22 @@ def leaves_memory_unset(func: Any) -> bool:
 def template_of(call: tuple[Any, Any], reads: Sequence[int]) -> tuple[Any, Any]:
     """The arguments of a call with every tensor replaced by the value that it held."""
     values = iter(reads)
-    args, kwargs = tree_map_only(torch.Tensor, lambda _: Operand(next(values)), call)
+    args, kwargs = _with_operands(call, values)
     return args, kwargs
+
+
+def _with_operands(tree: Any, values: Iterator[int]) -> Any:
+    """A tree with the next values for its tensors; torch walks what is neither a plain sequence nor a dict."""
+    if isinstance(tree, torch.Tensor):
+        return Operand(next(values))
+    kind = type(tree)
+    if kind in LEAVES:
+        return tree
+    if kind is tuple or kind is list:
+        return kind(_with_operands(part, values) for part in tree)
+    if kind is dict:
+        return {name: _with_operands(part, values) for name, part in tree.items()}
+    return tree_map_only(torch.Tensor, lambda _: Operand(next(values)), tree)
 
 
 def mutated_operands(func: Any, operands: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -17,6 +17,9 @@ _WIDENED = {torch.bfloat16: torch.float32, torch.complex32: torch.complex64} | {
     for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
 }
 
+LEAVES = frozenset({int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format})
+"""Arguments of operators that hold no tensor."""
+
 
 def has_numbers(tensor: torch.Tensor) -> bool:
     """Whether a tensor can be an array; sparse, nested and meta tensors cannot."""
@@ -64,7 +67,20 @@ def named_tensors(tree: Any) -> dict[str, torch.Tensor]:
 
 def tensors_in(tree: Any) -> list[torch.Tensor]:
     """The tensors among the leaves of an argument list, in order."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+    found: list[torch.Tensor] = []
+    _gather(tree, found)
+    return found
+
+
+def _gather(tree: Any, found: list[torch.Tensor]) -> None:
+    """Add the tensors of a tree; torch's own walk of it, which knows every container, takes ten times as long."""
+    if isinstance(tree, torch.Tensor):
+        found.append(tree)
+    elif type(tree) in (tuple, list):
+        for part in tree:
+            _gather(part, found)
+    elif type(tree) not in LEAVES:
+        found += [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
 def storage_of(tensor: torch.Tensor) -> int:

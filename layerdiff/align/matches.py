@@ -127,7 +127,8 @@ class _Small(_Size):
         return allowed
 
     def _allowed_for(self, value: int) -> Array:
-        return allowances(self.expected[value].astype(np.float64), self.limits[value]).reshape(-1)
+        with np.errstate(invalid="ignore"):  # a share of infinity; such a value is not looked at here
+            return allowances(self.expected[value].astype(np.float64), self.limits[value]).reshape(-1)
 
     def _telling(self) -> Array:
         """Which values say something: most are told at once by their spread."""
