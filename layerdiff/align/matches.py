@@ -14,7 +14,7 @@ import numpy as np
 from layerdiff.align.sampled import SAMPLES, Table, sampled
 from layerdiff.align.values import VAGUE, same_in, says_nothing
 from layerdiff.blocks import Apart
-from layerdiff.measure import MASK_RATIO, MASK_SMALLEST, MASK_TOLERANCE, allowances
+from layerdiff.measure import MASK_RATIO, MASK_SMALLEST, MASK_TOLERANCE, mask_bound
 from layerdiff.store import Shelf
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class _Small(_Size):
 
     def matches(self) -> dict[int, list[str]]:
         """The tensors that hold each value."""
-        allowed, telling = self._allowed(), self._telling()
+        masks = self._masks()
+        allowed, telling = self._allowed(masks), self._telling(masks)
         finite, others = self.values.finite(), self.tensors.finite()
         kept = []
         for places, rows, gaps in self.near():
@@ -115,29 +116,30 @@ class _Small(_Size):
             if self.actual[name].dtype == self.expected[value].dtype == np.float32:
                 self.actual.notes[name, value] = Apart(gap, whole=True)
 
-    def _allowed(self) -> Array:
-        """The error that each number of each value may have."""
+    def _masks(self) -> Array:
+        """Which numbers of the values are mask constants."""
         size = np.abs(self.values.numbers)
-        allowed = np.asarray(self.bounds(np.max) + self.shares() * size)
+        bounds = np.full((len(size), 1), np.inf)
         for place in np.flatnonzero(_may_hold_masks(size)).tolist():
-            allowed[place] = self._allowed_for(self.values.names[place])
+            bounds[place] = mask_bound(self.values.numbers[place])
+        return np.asarray(size > bounds)
+
+    def _allowed(self, masks: Array) -> Array:
+        """The error that each number of each value may have, as `allowances` has it."""
+        size = np.abs(self.values.numbers)
+        allowed = np.broadcast_to(self.bounds(np.max), size.shape).copy()
         for place, value in enumerate(self.values.names):
-            if np.ndim(self.limits[value].atol):
-                allowed[place] = self._allowed_for(value)
-        return allowed
+            atol = self.limits[value].atol
+            if not isinstance(atol, float):
+                allowed[place] = np.broadcast_to(atol, self.expected[value].shape).reshape(-1)
+        allowed += self.shares() * size
+        return np.where(masks, np.maximum(allowed, MASK_TOLERANCE * size), allowed)
 
-    def _allowed_for(self, value: int) -> Array:
-        with np.errstate(invalid="ignore"):  # a share of infinity; such a value is not looked at here
-            return allowances(self.expected[value].astype(np.float64), self.limits[value]).reshape(-1)
-
-    def _telling(self) -> Array:
-        """Which values say something: most are told at once by their spread."""
-        numbers, least = self.values.numbers, self.bounds(np.median)[:, 0] / VAGUE
-        found = np.asarray((numbers.shape[1] < 2) | (_squares(numbers) > least**2 * numbers.shape[1]))
-        for place in np.flatnonzero(~found).tolist():
-            value = self.values.names[place]
-            found[place] = not says_nothing(self.expected[value], self.limits[value])
-        return found
+    @np.errstate(over="ignore", invalid="ignore")
+    def _telling(self, masks: Array) -> Array:
+        """Which values say something, as `says_nothing` has it."""
+        spread = VAGUE * np.std(self.values.numbers, axis=1, where=~masks)
+        return np.asarray(~((self.bounds(np.median)[:, 0] > spread) & (spread > 0)))
 
 
 def _may_hold_masks(size: Array) -> Array:
@@ -146,10 +148,3 @@ def _may_hold_masks(size: Array) -> Array:
     tenth = np.partition(size, place, axis=1)[:, place]
     top = size.max(axis=1)
     return np.asarray((top > MASK_SMALLEST) & (top > MASK_RATIO * tenth))
-
-
-def _squares(numbers: Array) -> Array:
-    """The sum of squares about their mean of the ordinary numbers of each row."""
-    ordinary = np.abs(numbers) <= MASK_SMALLEST
-    mean = np.sum(numbers, axis=1, where=ordinary) / np.maximum(np.count_nonzero(ordinary, axis=1), 1)
-    return np.asarray(np.sum((np.where(ordinary, numbers, mean[:, None]) - mean[:, None]) ** 2, axis=1))
