@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from layerdiff.align.names import affinity
 from layerdiff.align.structure import best_pairing
-from layerdiff.align.weights import Tie, channel_factors, relation
+from layerdiff.align.weights import Tie, _Weights, channel_factors, relation
 from layerdiff.model import Evidence, Status
 from layerdiff.operators import base_name, likeness, only_moves
 from tests.conftest import with_initializer
@@ -72,6 +73,19 @@ def test_an_unrelated_weight_of_the_same_shape_is_not_tied() -> None:
 
 def test_an_array_of_zeros_is_tied_to_nothing() -> None:
     assert relation(KERNEL, np.zeros_like(KERNEL)) is None
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.int8])
+def test_many_weights_of_a_shape_are_told_apart_as_each_alone(kind: type) -> None:
+    rng = np.random.default_rng(3)
+    shapes = [(8, 8), (8, 6), (6, 8), (16,)]
+    parameters = {f"p{i}": rng.normal(size=shapes[i % 4]).astype(np.float32) for i in range(24)}
+    weights = _Weights(SimpleNamespace(parameters=parameters))  # type: ignore[arg-type]
+    for own, parameter in parameters.items():
+        stored = (50 * parameter).astype(kind) if kind is np.int8 else parameter.astype(kind)
+        tie = relation(parameter, stored)
+        assert weights.relations(stored) == ({} if tie is None else {own: tie})
+        assert weights.relations(np.ascontiguousarray(stored.T)) == ({} if tie is None else {own: tie})
 
 
 # Evidence from structure.
