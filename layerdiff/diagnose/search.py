@@ -157,9 +157,9 @@ class Search:
 def _try(stretch: Stretch, hypothesis: Hypothesis) -> Tried:
     if not hypothesis.patch:
         return Tried(hypothesis, cures=False, gap=float("inf"))
-    graph = stretch.alignment.candidate.graph
-    cures = stretch.holds(hypothesis.patch) and not closes_a_circle(graph, hypothesis.patch)
-    return Tried(hypothesis, cures, stretch.gap(hypothesis.patch))
+    graph, outcome = stretch.alignment.candidate.graph, stretch.outcome(hypothesis.patch)
+    cures = stretch.is_right(outcome) and not closes_a_circle(graph, hypothesis.patch)
+    return Tried(hypothesis, cures, stretch.off_by(outcome))
 
 
 def _together(stretch: Stretch, single: Sequence[Hypothesis]) -> list[Tried]:

@@ -323,11 +323,19 @@ class Stretch:
 
     def holds(self, patch: Iterable[Change]) -> bool:
         """Whether the patched nodes compute the right value, to the noise floor."""
-        return self.part is not None and self.alignment.holds(self.part.value, self.outcome(patch))
+        return self.is_right(self.outcome(patch))
 
     def gap(self, patch: Iterable[Change] = ()) -> float:
         """The largest error of the tensor that came out wrong, after the patch; infinite when it cannot run."""
-        expected, actual = self.expected_wrong, self.outcome(patch)
+        return self.off_by(self.outcome(patch))
+
+    def is_right(self, outcome: Array | None) -> bool:
+        """Whether what came out is the right value, to the noise floor."""
+        return self.part is not None and self.alignment.holds(self.part.value, outcome)
+
+    def off_by(self, actual: Array | None) -> float:
+        """The largest error of what came out; infinite where nothing did."""
+        expected = self.expected_wrong
         if expected is None or actual is None or actual.size != expected.size or expected.dtype.kind not in "fiub":
             return float("inf")
         with np.errstate(invalid="ignore"):
