@@ -67,12 +67,16 @@ def evident(reference: Reference, candidate: Candidate, outputs: OutputPairs) ->
 
     `outputs` are judged without a noise floor.
     """
-    bare = limits_for(reference, {}, None)
-    wide = collected(bare)
     try:
-        found = align(reference, candidate, outputs, wide)
+        return _evident(reference, candidate, outputs)
     except BackendError:  # what takes no values from outside is looked into the other way
         return None
+
+
+def _evident(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> Evident | None:
+    bare = limits_for(reference, {}, None)
+    wide = collected(bare)
+    found = align(reference, candidate, outputs, wide)
     steps = _wrong_steps(found, bare)
     if steps is None:
         return None
@@ -80,13 +84,12 @@ def evident(reference: Reference, candidate: Candidate, outputs: OutputPairs) ->
     place = located(found, replace(outputs, floor=_as_floor(wide)))
     if place.rounded or not all(origin.provable for origin in place.origins):
         return None
-    runs = _Runs(place.alignment, steps, [injection_at(place.alignment, origin) for origin in place.origins])
-    if not all(
-        holds(place.alignment, runs.healed, name, value, wide[value]) for value, name in outputs.tensors.items()
-    ):
+    found = place.alignment
+    runs = _Runs(found, steps, [injection_at(found, origin) for origin in place.origins])
+    if not all(holds(found, runs.healed, name, value, wide[value]) for value, name in outputs.tensors.items()):
         return None
     floor = runs.floor(wide)
-    place.alignment.limits = with_noise(bare, floor)
+    found.limits = with_noise(bare, floor)
     return Evident(place, floor)
 
 

@@ -55,13 +55,9 @@ class Job:
     granularity: str
     pairs: Mapping[str, str]
 
-    @property
-    def judge(self) -> Judge:
-        """What judges one sample; pairs that are given speak against doing without a noise floor."""
-        return Judge(self.runner, may_do_without_twin=self.runner.may_do_without_twin and not self.pairs)
-
     def run(self, inputs: Any, bar: Progress) -> Report:
         """The report on the sample that shows most, with the judgement of all; one sample is kept at a time."""
+        judge = Judge(self.runner, may_do_without_twin=self.runner.may_do_without_twin and not self.pairs)
         shown: Judged | None = None
         told: list[SampleResult] = []
         refusal: LayerdiffError | None = None
@@ -70,10 +66,10 @@ class Job:
         try:
             for index, sample in enumerate(samples(inputs)):
                 try:
-                    found = self.judge.sample(index, sample, bar)
+                    found = judge.sample(index, sample, bar)
                 except (BackendError, FixedShapeError) as error:
                     refusal = refusal or error
-                    told.append(self.judge.refused(sample, error))
+                    told.append(judge.refused(sample, error))
                 else:
                     told.append(found.told)
                     shown = found if shown is None or found.rank() > shown.rank() else shown
@@ -100,10 +96,9 @@ class Job:
 
     def examine(self, shown: Judged, told: Sequence[SampleResult], bar: Progress) -> Report:
         """The report on one sample."""
-        bar.stage("aligning layers")
-        shown = self.judge.with_floor(shown, bar)
         outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
         observed = observe(shown.candidate, outputs, shown.results)
+        bar.stage("aligning layers")
         alignment, lost = self._aligned(shown, observed)
         bar.stage("proving the accusation")
         place = shown.place or located(alignment, outputs)

@@ -37,7 +37,6 @@ class Judged:
     told: SampleResult
     death: RuntimeDiedError | None = None  # the runtime did not survive it
     place: Located | None = None  # where it goes wrong, where that was found on the way: nowhere in a sound graph
-    lacks_floor: bool = False  # whatever it is, the outputs are farther off
 
     @property
     def floor(self) -> Mapping[int, Noise]:
@@ -53,19 +52,14 @@ class Judged:
             max((m.times_limit for m in seen if m and self.told.agrees), default=0.0),
         )
 
-    def judged_by(self, floor: Mapping[int, Noise], place: Located | None = None) -> Judged:
-        """The same with the outputs judged by another noise floor."""
-        outputs = replace(self.outputs, floor=floor)
-        results = outputs.results(*_ran(self.candidate)[:2])
-        return replace(self, outputs=outputs, results=results, place=place, lacks_floor=False)
 
-
-@dataclass(frozen=True, slots=True)
 class Judge:
     """Runs samples on both sides and compares their outputs."""
 
-    runner: Runner
-    may_do_without_twin: bool
+    def __init__(self, runner: Runner, *, may_do_without_twin: bool) -> None:
+        self.runner = runner
+        self._may_do_without_twin = may_do_without_twin
+        self._knows_a_fault = False
 
     def sample(self, index: int, sample: Sample, bar: Progress) -> Judged:
         """Run one sample on both sides and compare the outputs."""
@@ -77,27 +71,32 @@ class Judge:
         bar.stage("running the candidate")
         outputs = run.paired(reference, {}, candidate.graph, index)
         shipped, tapped, death = _ran(candidate)
-        twinless = self.may_do_without_twin and death is None
-        healthy = sound(reference, candidate, outputs) if twinless else None
-        far = twinless and healthy is None and far_off(reference, candidate, outputs)
-        if healthy is not None:
-            outputs = replace(outputs, floor=healthy.floor)
-        elif not far:
-            outputs = replace(outputs, floor=self._twin(sample, reference, bar))
+        floor, place = None, None
+        if self._may_do_without_twin and death is None:
+            bar.stage("aligning layers")
+            floor, place = self._without_twin(reference, candidate, outputs)
+        if floor is None:
+            floor = self._twin(sample, reference, bar)
+        outputs = replace(outputs, floor=floor)
         results = outputs.results(shipped, tapped)
         told = judged(run.shapes(sample), results)
         told = told if shipped or death is None else replace(told, refused=str(death))
-        place = None if healthy is None else Located(healthy.alignment, [], [])
-        return Judged(index, sample, candidate, reference, outputs, results, told, death, place, far)
+        return Judged(index, sample, candidate, reference, outputs, results, told, death, place)
 
-    def with_floor(self, shown: Judged, bar: Progress) -> Judged:
-        """The same with a noise floor, where it could be told without one that the outputs disagree."""
-        if not shown.lacks_floor:
-            return shown
-        found = evident(shown.reference, shown.candidate, shown.outputs)
-        if found is not None:
-            return shown.judged_by(found.floor, found.place)
-        return shown.judged_by(self._twin(shown.sample, shown.reference, bar))
+    def _without_twin(
+        self, reference: Reference, candidate: Candidate, outputs: OutputPairs
+    ) -> tuple[Mapping[int, Noise] | None, Located | None]:
+        """The noise floor, where it can be told without a twin, and where the graph goes wrong."""
+        healthy = sound(reference, candidate, outputs)
+        if healthy is not None:
+            return healthy.floor, Located(healthy.alignment, [], [])
+        if not far_off(reference, candidate, outputs):
+            return None, None
+        if self._knows_a_fault:  # the first sample that shows it is the one that is examined
+            return {}, None
+        found = evident(reference, candidate, outputs)
+        self._knows_a_fault = found is not None
+        return (None, None) if found is None else (found.floor, found.place)
 
     def _twin(self, sample: Sample, reference: Reference, bar: Progress) -> Mapping[int, Noise]:
         bar.stage("running the reference in double precision")

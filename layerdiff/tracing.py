@@ -151,7 +151,7 @@ def outputs_agree(
     fixed, isolation = None if isinstance(tolerance, str) else tolerance, isolation_of(isolate)
     sides = open_reference(reference, isolation), open_candidate(candidate, None, isolation)
     runner = Runner(*sides, fixed, None)
-    judge = Judge(runner, runner.may_do_without_twin)
+    judge = Judge(runner, may_do_without_twin=runner.may_do_without_twin)
     try:
         with Progress(enabled=False) as bar:
             return all(judge.sample(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))

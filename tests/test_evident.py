@@ -92,3 +92,27 @@ def test_a_stream_of_bad_samples_runs_no_twin(trace: Trace, monkeypatch: pytest.
     report = trace(sample.model, proto, [sample.inputs[0] + torch.randn_like(sample.inputs[0]) for _ in range(3)])
     assert [one.agrees for one in report.samples] == [False, False, False]
     assert twins == []
+
+
+def test_what_is_far_off_by_cancellation_alone_is_no_fault(trace: Trace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is left of two sums but their rounding: far off by the size of what is left, right by the twin."""
+
+    class Cancelled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(64, 64), torch.nn.Linear(128, 8, bias=False)
+            with torch.no_grad():
+                self.a.weight.mul_(4)
+                self.b.weight[:, 64:] = -self.b.weight[:, :64].flip(-1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            hidden = torch.tanh(self.a(x))
+            return self.b(torch.cat([hidden, hidden.flip(-1)], -1))
+
+    torch.manual_seed(0)
+    model, x = Cancelled().eval(), torch.randn(4, 64)
+    twins = twins_run(monkeypatch)
+    report = trace(model, export(model, (x,), Exporter.TORCHSCRIPT), [x, x + 1])
+    assert report.agrees
+    assert [one.agrees for one in report.samples] == [True, True]
+    assert len(twins) == 2

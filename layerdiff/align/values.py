@@ -50,16 +50,13 @@ def same_in(run: Mapping[str, Array], tensor: str, value: int, expected: Array, 
     if not isinstance(run, Shelf) or limit.rtol != 0:
         return same_numbers(expected, run[tensor], limit)
     known, most = run.notes.get((tensor, value)), float(np.max(limit.atol))
-    if isinstance(known, Apart) and (known.whole or known.gap > most):
-        quick = _quickly(expected, run[tensor], known, limit)
-        return same_numbers(expected, run[tensor], limit) if quick is None else quick
     actual = np.ascontiguousarray(run[tensor]).reshape(expected.shape)
-    if plain(expected, actual):
-        run.notes[tensor, value] = apart(expected, actual, FAR * most)
-        quick = _quickly(expected, actual, run.notes[tensor, value], limit)
-        if quick is not None:
-            return quick
-    return same_numbers(expected, actual, limit)
+    if not (isinstance(known, Apart) and (known.whole or known.gap > most)):
+        if not plain(expected, actual):
+            return same_numbers(expected, actual, limit)
+        known = run.notes[tensor, value] = apart(expected, actual, FAR * most)
+    quick = _quickly(expected, actual, known, limit)
+    return same_numbers(expected, actual, limit) if quick is None else quick
 
 
 def largest_gap_in(run: Mapping[str, Array], tensor: str, value: int, expected: Array) -> float:
