@@ -203,7 +203,10 @@ def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
         raise ModelFileError(f"{where}: {len(dims)} axes, and no more than {_MOST_AXES} can be held")
     if prod(size or 1 for size in dims) > _LONGEST:  # a size of 0 changes nothing: numpy refuses the others alone
         raise ModelFileError(f"{where}: no memory holds shape {_shape(dims)}")
-    if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
+    outside = tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
+    if tensor.data_type == TensorProto.STRING and (outside or tensor.HasField("raw_data")):
+        raise ModelFileError(f"{where}: texts that are kept as raw bytes, which onnx does not allow; it is damaged")
+    if outside:
         return
     wanted = prod(dims)
     if tensor.HasField("raw_data"):

@@ -132,6 +132,17 @@ def test_a_weight_that_claims_terabytes_is_refused(trace: Trace, dims: list[int]
     assert ("initializer 'w'" if where != "attribute" else "attribute 'value' of node") in text
 
 
+@pytest.mark.parametrize("size", [3, 10_000])
+def test_a_weight_of_texts_as_raw_bytes_is_refused(trace: Trace, tmp_path: Path, size: int) -> None:
+    """numpy's objects take 8 bytes each, which such a tensor can have; a large one is left in its file."""
+    model = exponential()
+    raw = b"\0" * 8 * size
+    model.graph.initializer.append(TensorProto(name="w", dims=[size], data_type=TensorProto.STRING, raw_data=raw))
+    path = tmp_path / "texts.onnx"
+    path.write_bytes(model.SerializeToString())
+    assert "initializer 'w' of the graph: texts that are kept as raw bytes" in refusal(trace, path, ModelFileError)
+
+
 @pytest.mark.parametrize(
     ("dims", "text"),
     [
