@@ -197,12 +197,7 @@ def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
     dims = list(tensor.dims)
     if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
         raise ModelFileError(f"{where}: an element type that there is not ({tensor.data_type})")
-    if any(size < 0 for size in dims):
-        raise ModelFileError(f"{where}: a negative size in shape {_shape(dims)}")
-    if len(dims) > _MOST_AXES:
-        raise ModelFileError(f"{where}: {len(dims)} axes, and no more than {_MOST_AXES} can be held")
-    if prod(size or 1 for size in dims) > _LONGEST:  # a size of 0 changes nothing: numpy refuses the others alone
-        raise ModelFileError(f"{where}: no memory holds shape {_shape(dims)}")
+    _check_sizes(dims, where)
     outside = tensor.data_location == TensorProto.EXTERNAL or bool(tensor.external_data)
     if tensor.data_type == TensorProto.STRING and (outside or tensor.HasField("raw_data")):
         raise ModelFileError(f"{where}: texts that are kept as raw bytes, which onnx does not allow; it is damaged")
@@ -229,6 +224,16 @@ def _check_tensor(tensor: onnx.TensorProto, where: str) -> None:
             f"{where}: shape {_shape(dims)} takes {wanted} elements, the file holds {held // each * per_item}; "
             "it is damaged"
         )
+
+
+def _check_sizes(dims: Sequence[int], where: str) -> None:
+    """That an array can have the shape, whatever is in it."""
+    if any(size < 0 for size in dims):
+        raise ModelFileError(f"{where}: a negative size in shape {_shape(dims)}")
+    if len(dims) > _MOST_AXES:
+        raise ModelFileError(f"{where}: {len(dims)} axes, and no more than {_MOST_AXES} can be held")
+    if prod(size or 1 for size in dims) > _LONGEST:  # a size of 0 changes nothing: numpy refuses the others alone
+        raise ModelFileError(f"{where}: no memory holds shape {_shape(dims)}")
 
 
 def _shape(dims: Sequence[int]) -> str:

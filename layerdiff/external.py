@@ -125,17 +125,28 @@ def numbers(tensor: onnx.TensorProto, folder: Path | None) -> Array:
     Raises
     ------
     ModelFileError
-        The file has changed since it was opened.
+        The file has changed since it was opened, or onnx cannot read what is in it.
 
     """
     if not is_outside(tensor):
-        return np.asarray(numpy_helper.to_array(tensor))
+        return _array(tensor)
     raw = _mapped(tensor, folder)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
     if dtype.itemsize * math.prod(tensor.dims) != raw.size or dtype.kind not in "fciub":  # packed, or not of numpy
-        inside = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type, raw_data=raw.tobytes())
-        return np.asarray(numpy_helper.to_array(inside))
+        inside = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        inside.raw_data = raw.tobytes()
+        return _array(inside)
     return np.asarray(raw.view(dtype).reshape(tuple(tensor.dims)))  # numpy also reads what is not aligned
+
+
+def _array(tensor: onnx.TensorProto) -> Array:
+    try:
+        return np.asarray(numpy_helper.to_array(tensor))
+    except (ValueError, TypeError, IndexError) as error:  # no texts; 1.17 reads no complex numbers
+        raise ModelFileError(
+            f"tensor {tensor.name!r} cannot be read by onnx {onnx.__version__} ({type(error).__name__}: {error}); "
+            "export the model again, or try a newer onnx"
+        ) from error
 
 
 def _mapped(tensor: onnx.TensorProto, folder: Path | None) -> Array:

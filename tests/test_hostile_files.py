@@ -143,6 +143,13 @@ def test_a_weight_of_texts_as_raw_bytes_is_refused(trace: Trace, tmp_path: Path,
     assert "initializer 'w' of the graph: texts that are kept as raw bytes" in refusal(trace, path, ModelFileError)
 
 
+def test_a_weight_of_texts_that_are_none_is_refused_when_it_is_read() -> None:
+    model = exponential()
+    model.graph.initializer.append(TensorProto(name="w", dims=[1], data_type=TensorProto.STRING, string_data=[b"\xff"]))
+    with pytest.raises(ModelFileError, match=r"tensor 'w' cannot be read by onnx .*UnicodeDecodeError"):
+        Graph(model).initializer("w")
+
+
 @pytest.mark.parametrize(
     ("dims", "text"),
     [
