@@ -63,7 +63,8 @@ COMBINATIONS = (
     Combination("oldest", "2.4.0", "1.17.3", "1.16.2", "1.26.4", "2.1.4"),
     Combination("old torch, numpy 2", "2.4.0", "1.19.2", "1.16.2", "2.0.2", "2.2.3"),
     Combination("new torch, numpy 1.26", "2.13.0", "1.17.3", "1.17.0", "1.26.4", "2.1.4"),
-    Combination("newest", "2.13.0", "", "", ""),
+    Combination("newest but torch", "2.13.0", "", "", ""),  # the torch that constraints.txt pins
+    Combination("newest", "", "", "", ""),
 )
 
 

@@ -212,6 +212,21 @@ def test_a_file_with_subgraphs_two_hundred_deep_is_refused(trace: Trace, tmp_pat
     assert "deep.onnx: " in refusal(trace, path, ModelFileError)
 
 
+def test_a_split_into_fewer_parts_than_it_has_outputs_does_not_bring_the_caller_down() -> None:
+    """It ends ONNX Runtime 1.31 and 1.32 (SIGABRT); a runtime that refuses it may say so."""
+    split = node("Split", ["x"], ["y", "z", "w"], name="uneven", axis=1, num_outputs=2)
+    opsets = [helper.make_opsetid("", 20)]
+    model = graph_of([split, node("Exp", ["x"], ["e"])], {"x": (2, 3)}, ["e", "y"], opsets=opsets)
+    try:
+        report = layerdiff.trace(Exp(), model, X, isolate="process", progress=False)
+    except LayerdiffError as error:
+        assert "uneven" in str(error)  # noqa: PT017  either end is right
+    else:
+        assert not report.agrees
+        assert "uneven" in report.verdict
+        assert report.diagnoses[0].evidence["how"] == "crashed"
+
+
 def test_nothing_is_printed_about_a_branch_that_writes_what_it_reads(capfd: pytest.CaptureFixture[str]) -> None:
     """Graphsurgeon prints the branch, again for every copy."""
     branch = helper.make_graph([node("Exp", ["x"], ["x"])], "branch", [], [helper.make_empty_tensor_value_info("y")])
