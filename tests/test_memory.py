@@ -16,6 +16,7 @@ from layerdiff import evident, memory, store, tracing
 from layerdiff.backends import OnnxRuntime
 from layerdiff.candidate import Candidate
 from layerdiff.graph import Graph
+from layerdiff.model import Kind
 from layerdiff.portions import portions
 from layerdiff.store import Shelf, Store
 from tests.conftest import graph_of
@@ -72,6 +73,22 @@ def test_a_fault_is_told_alike_to_the_last_digit_whatever_the_limit(
     tight = trace(*case)
     assert made[0].spilled_bytes > TIGHT
     assert not free.agrees
+    assert findings(tight) == findings(free)
+
+
+def test_a_wire_that_leads_to_the_wrong_place_is_told_alike_whatever_the_limit(
+    trace: Callable[..., Report], request: pytest.FixtureRequest
+) -> None:
+    """What is put right is one edge: its readers elsewhere, in other portions of the graph, keep what they read."""
+    sample = MODELS["resnet"]()
+    proto = export(sample.model, sample.inputs, Exporter.TORCHSCRIPT)
+    join = [node for node in proto.graph.node if node.op_type == "Add"][1]
+    join.input[0] = join.input[1]
+    free = trace(sample.model, proto, sample.inputs)
+    request.getfixturevalue("stores")
+    tight = trace(sample.model, proto, sample.inputs)
+    assert free.first_divergence is not None
+    assert free.first_divergence.kind is Kind.REWIRED
     assert findings(tight) == findings(free)
 
 
