@@ -12,9 +12,10 @@ from layerdiff.backends import Optimisation
 from layerdiff.errors import RuntimeDiedError
 from layerdiff.external import with_weights
 from layerdiff.flatten import flattened, left_whole
-from layerdiff.graph import RANDOM, Graph, Injection, counting, sizes_by_inference
+from layerdiff.graph import RANDOM, Graph, Injection
 from layerdiff.layout import after, inverse, named
 from layerdiff.portions import few_at_once, portions
+from layerdiff.sizes import counting, sizes_by_inference
 from layerdiff.store import Made, Shelf, Store
 
 if TYPE_CHECKING:
