@@ -20,7 +20,7 @@ from layerdiff.heal import injection_at
 from layerdiff.measure import NOISE_FACTOR, limits_for, scale_of, with_noise
 from layerdiff.model import Noise
 from layerdiff.reconsider import Located, located
-from layerdiff.twinless import adds_its_rounding, alone, collected, draws, floor_alone, gap_in, holds
+from layerdiff.twinless import alone, collected, draws, floor_alone, gap_in, holds, is_within
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,9 +109,11 @@ def _wrong_steps(found: Alignment, bare: Mapping[int, Limit]) -> dict[str, tuple
     steps: dict[str, tuple[int, Noise]] = {}
     for tensor, value in found.forced().items():
         run = alone(found, tensor)
-        if holds(found, run, tensor, value, bare[value]) or adds_its_rounding(found, tensor, value):
+        if holds(found, run, tensor, value, bare[value]):
             continue
         floor = floor_alone(found, value)
+        if floor is not None and is_within(found, tensor, value, floor):
+            continue
         if floor is None or len(steps) == MOST_WRONG or holds(found, run, tensor, value, found.limits[value]):
             return None
         steps[tensor] = value, floor

@@ -57,10 +57,16 @@ def alone(found: Alignment, tensor: str) -> Mapping[str, Array]:
 
 def adds_its_rounding(found: Alignment, tensor: str, value: int) -> bool:
     """Whether a tensor comes out right from right inputs, to the rounding of the operators in between."""
-    known, own = found.reference.values[value], floor_alone(found, value)
-    if own is None or known.array is None:
-        return False
-    return holds(found, alone(found, tensor), tensor, value, rounding_limit(known.array, known.dtype, own))
+    own = floor_alone(found, value)
+    return own is not None and is_within(found, tensor, value, own)
+
+
+def is_within(found: Alignment, tensor: str, value: int, own: Noise) -> bool:
+    """The same, where that rounding is known."""
+    known = found.reference.values[value]
+    return known.array is not None and holds(
+        found, alone(found, tensor), tensor, value, rounding_limit(known.array, known.dtype, own)
+    )
 
 
 def gap_in(found: Alignment, run: Mapping[str, Array], tensor: str, value: int) -> float | None:
