@@ -60,6 +60,12 @@ def plain(e: Array, a: Array) -> bool:
     return bool(e.flags.c_contiguous and a.flags.c_contiguous)
 
 
+def blocks(array: Array) -> Iterator[Array]:
+    """The numbers of an array, in memory order, a block at a time."""
+    flat = array.reshape(-1)
+    return (flat[begin : begin + BLOCK] for begin in range(0, flat.size, BLOCK))
+
+
 def _blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:
     flat_e, flat_a = e.reshape(-1), a.reshape(-1)
     for begin in range(0, flat_e.size, BLOCK):
@@ -159,12 +165,11 @@ def overall(e: Array, a: Array, limit: float, most: float) -> Overall | None:
         squares_gap = float(gap @ gap)
         np.abs(gap, out=gap)
         sums += (float(gap @ ones[:n]), squares_gap, squares_e, products)
-        # Where the squares have a small sum, no number is large.
-        plain = squares_e <= most**2 / 4 and squares_gap <= most**2 / 4
-        if not plain and not (largest(one) <= most and largest(other) <= most):
-            return None
         place = int(gap.argmax())
         top = float(gap[place])
+        # Where the squares have a small sum, no number is large.
+        if not (squares_e <= (most - top) ** 2 and top < most) and not largest(one) + top <= most:
+            return None
         if top > worst:
             worst, at = top, begin + place
         if top > 0:

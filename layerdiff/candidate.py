@@ -181,34 +181,46 @@ class Candidate:
 
         return Made(dict.fromkeys((*stored, *derived)), numbers)
 
-    def isolated(self, values: Mapping[str, Array]) -> Shelf[str]:
-        """Every tensor of the graph when some tensors are read with the given values instead of their own."""
-        return self._every(values)
+    def isolated(self, values: Mapping[str, Array], names: Sequence[str] | None = None) -> Shelf[str]:
+        """Every tensor of the graph when some tensors are read with the given values instead of their own.
+
+        Where `names` are given, only these are run again, and the others are those of the normal run.
+        """
+        found = self._every(values, names=names)
+        return found if names is None else self.tapped.beside(found)
 
     def healed(self, injections: Sequence[Injection]) -> Shelf[str]:
         """Every tensor of the graph when some values are put in; what is itself replaced is as it was computed."""
-        whole = {i.tensor: i.value for i in injections if i.edges is None}
-        found = self._every(whole, [i for i in injections if i.edges is not None])
+        found = self.tapped.beside(self._changed(self.graph.computed, injections))
         self._outputs_with = (
             tuple(injections),
             {port.name: found[port.name] for port in self.graph.outputs if port.name in found},
         )
         return found
 
-    def isolated_in(self, names: Sequence[str], values: Mapping[str, Array]) -> Shelf[str]:
-        """The tensors of the normal run, but for some, which read the given values where there are any."""
-        nodes, start = self.graph.leading_to(names, values)
-        injections = [Injection(name, values[name]) for name in sorted(start) if name in values]
-        sources = {name: self._fed[name] for name in sorted(start) if name not in values}
-        return self.tapped.beside(self._run(names, injections, nodes, sources))
-
     def outputs_with(self, injections: Sequence[Injection]) -> dict[str, Array]:
         """The graph's outputs when the injected tensors are replaced; an output that is itself injected is replaced."""
         if not _are_same(injections, self._outputs_with[0]):
             names = [port.name for port in self.graph.outputs]
-            self._outputs_with = tuple(injections), self._run(names, injections, None, None)
+            ran = injections and "tapped" in self.__dict__ and all(name in self.tapped for name in names)
+            known = {name: self.tapped[name] for name in names} if ran else {}
+            fresh = self._changed(names, injections) if ran else self._run(names, injections, None, None)
+            self._outputs_with = tuple(injections), known | dict(fresh)
         found = self._outputs_with[1]
         return found | {i.tensor: i.value for i in injections if i.tensor in found and i.edges is None}
+
+    def _changed(self, names: Sequence[str], injections: Sequence[Injection]) -> Shelf[str]:
+        """Those of some tensors that other values, put in, can change; what lies ahead is as in the normal run."""
+        places = [self.graph.consumers.get(i.tensor, ()) if i.edges is None else i.edges for i in injections]
+        readers = {node for edges in places for node, _ in edges if node >= 0}
+        changed = self.graph.behind(made for node in readers for made in self.graph.nodes[node].outputs)
+        whole = {i.tensor: i.value for i in injections if i.edges is None}
+        return self._every(
+            whole,
+            [i for i in injections if i.edges is not None],
+            names=[name for name in names if name in changed],
+            known=self.tapped.only(name for name in self.tapped if name not in changed),
+        )
 
     def region(
         self, target: str, nodes: Iterable[int], sources: Mapping[str, Array], injections: Sequence[Injection]
@@ -247,32 +259,38 @@ class Candidate:
         """The same, with large weights left where they lie: it is copied for every change that is tried."""
         return self.graph.rewritten([target], nodes=nodes, sources=sources)
 
-    def _every(self, values: Mapping[str, Array], edges: Sequence[Injection] = ()) -> Shelf[str]:
-        """Every tensor that the graph computes, where some are read with the given values instead of their own.
+    def _every(
+        self,
+        values: Mapping[str, Array],
+        edges: Sequence[Injection] = (),
+        *,
+        names: Sequence[str] | None = None,
+        known: Mapping[str, Array] | None = None,
+    ) -> Shelf[str]:
+        """Every tensor that the graph computes, or some, where some are read with the given values instead of theirs.
 
-        The values in `edges` are read by some nodes only.
+        The values in `edges` are read by some nodes only. What is `known` is not computed.
 
         Where memory may not hold it all, or there are very many, one portion of the graph runs after the other. A node
         computes the same from the same operands, whatever else is in its graph.
         """
-        portions = self._portions
-        if len(portions) == 1:
-            whole = [Injection(name, value) for name, value in values.items()]
-            found = self._run(portions[0], [*whole, *edges], None, None)
-            return Shelf({name: self._store.keep(array) for name, array in found.items()})
+        wanted, known = self.graph.computed_set if names is None else set(names), known or {}
+        keep = self._store.keep_copy if len(self._portions) > 1 else self._store.keep  # copies, as of what ships
         made: dict[str, Held] = {}
-        for names in portions:
-            nodes, start = self.graph.leading_to(names, {*made, *values})
+        for portion in self._portions:
+            asked = [name for name in portion if name in wanted]
+            nodes, start = self.graph.leading_to(asked, {*made, *values, *known})
             injections = [Injection(n, self.as_in_file(n, values[n])) for n in sorted(start) if n in values]
             injections += [
                 replace(i, value=self.as_in_file(i.tensor, i.value))
                 for i in edges
                 if any(n in nodes for n, _ in i.edges or ())
             ]
-            sources = {n: made[n].array if n in made else self._fed[n] for n in sorted(start) if n not in values}
-            found = self._in_file(names, injections, nodes, sources)
-            # Copies, as of what ships.
-            made |= {name: self._store.keep_copy(found.pop(name)) for name in list(found)}
+            others = [name for name in sorted(start) if name not in values]
+            sources = {n: made[n].array if n in made else self._fed[n] for n in others if n not in known}
+            sources |= {n: self.as_in_file(n, known[n]) for n in others if n in known}
+            found = self._in_file(asked, injections, nodes, sources)
+            made |= {name: keep(found.pop(name)) for name in list(found)}
         return Shelf(made).turned(self.layout)
 
     @cached_property
@@ -302,8 +320,6 @@ class Candidate:
         sources: Mapping[str, Array] | None,
         optimisation: Optimisation = Optimisation.NONE,
     ) -> dict[str, Array]:
-        if not outputs:
-            return {}
         if self.layout:
             injections = [replace(i, value=self.as_in_file(i.tensor, i.value)) for i in injections]
             sources = None if sources is None else {n: self.as_in_file(n, a) for n, a in sources.items()}
@@ -318,6 +334,8 @@ class Candidate:
         optimisation: Optimisation = Optimisation.NONE,
     ) -> dict[str, Array]:
         """The same, with all axes as the file has them."""
+        if not outputs:
+            return {}
         model = self.graph.rewritten(outputs, injections, nodes=nodes, sources=sources)
         feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
         arrays = self._backend.open(model, optimisation).run(feeds)

@@ -17,7 +17,7 @@ from layerdiff.align import align
 from layerdiff.align.values import same_numbers
 from layerdiff.errors import BackendError
 from layerdiff.heal import injection_at
-from layerdiff.measure import NOISE_FACTOR, limits_for, scale_of, with_noise
+from layerdiff.measure import NOISE_FACTOR, limits_for, with_noise
 from layerdiff.model import Noise
 from layerdiff.reconsider import Located, located
 from layerdiff.twinless import alone, collected, draws, floor_alone, gap_in, holds, is_within
@@ -76,7 +76,7 @@ def evident(reference: Reference, candidate: Candidate, outputs: OutputPairs) ->
 def _evident(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> Evident | None:
     bare = limits_for(reference, {}, None)
     wide = collected(bare)
-    found = align(reference, candidate, outputs, wide)
+    found = align(reference, candidate, outputs, wide, added=bare)
     steps = _wrong_steps(found, bare)
     if steps is None:
         return None
@@ -132,18 +132,19 @@ class _Runs:
         self._brought = max((self._brought_to(tensor) for tensor in steps), default=0.0)
 
     def _brought_to(self, tensor: str) -> float:
-        """How much rounding what is read by a wrong step brings with it, as a share of the largest number there."""
+        """How much rounding what is read by a wrong step brings with it, as a share of what one layer may add there."""
         forced = self._found.forced()
         _, start = self._found.candidate.graph.region(tensor, forced)
         ahead = [(name, forced[name]) for name in start if name in forced and name not in self._behind]
-        return max((self._gap(self._found.candidate.tapped, n, v) / self._size(v) for n, v in ahead), default=0.0)
+        run, added = self._found.candidate.tapped, self._added
+        return max((self._gap(run, name, value) / added(value) for name, value in ahead if added(value)), default=0.0)
 
     def _gap(self, run: Mapping[str, Array], tensor: str, value: int) -> float:
         return gap_in(self._found, run, tensor, value) or 0.0
 
-    def _size(self, value: int) -> float:
-        expected = self._found.reference.values[value].array
-        return 1.0 if expected is None else scale_of(expected) or 1.0
+    def _added(self, value: int) -> float:
+        """What one layer may add to a value, which goes with the largest number there."""
+        return float(np.max(self._found.added[value].atol))
 
     def floor(self, wide: Mapping[int, Limit]) -> dict[int, Noise]:
         """For each value the rounding that has been collected on the way to it.
@@ -160,9 +161,9 @@ class _Runs:
             if pair.tensor not in self._behind:
                 off = self._gap(found.candidate.tapped, pair.tensor, value.index)
             elif value.index in at_fault or pair.tensor in self._steps:
-                off = at_fault.get(value.index, 0.0) + self._brought * self._size(value.index)
+                off = at_fault.get(value.index, 0.0) + self._brought * self._added(value.index)
             else:
-                off = self._gap(self.healed, pair.tensor, value.index) + self._brought * self._size(value.index)
+                off = self._gap(self.healed, pair.tensor, value.index) + self._brought * self._added(value.index)
             if off <= float(np.max(wide[value.index].atol)):
                 floor[value.index] = Noise(off, off, assumed=True)
         return floor

@@ -158,7 +158,7 @@ class Job:
         if shown.place is not None:
             return shown.place.alignment, lost
         limits = limits_for(reference, shown.floor, self.runner.tolerance)
-        return align(reference, observed.candidate, outputs.everywhere(), limits, given), lost
+        return align(reference, observed.candidate, outputs.everywhere(), limits, given=given), lost
 
     def fallen(self, shown: Judged, told: Sequence[SampleResult], death: RuntimeDiedError) -> Report:
         """The report on a runtime that died; where the model that ships did run, that says whether it agrees."""

@@ -194,8 +194,10 @@ class LayerBook:
         """What a tensor is off by, in the normal run and from expected inputs; several calls may return it."""
         key, found = (value, tensor), self._alignment
         if key not in self._measured:
-            accumulated = self._metrics(value, found.candidate.tapped.get(tensor))
-            introduced = self._metrics(value, found.isolated.get(tensor)) if found.isolated else accumulated
+            normal, alone = (run.get(tensor) for run in (found.candidate.tapped, found.isolated))
+            accumulated = introduced = self._metrics(value, normal)
+            if found.isolated and alone is not normal:
+                introduced = self._metrics(value, alone)
             self._measured[key] = accumulated, introduced
         return self._measured[key]
 

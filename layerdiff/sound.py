@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-# Up to this share of the tensors, it is less work to run what leads to each than to run the whole graph again.
-FEW = 0.25
 # A step that adds less than this share of what its tensor is off by is not where the error comes from.
 MINOR = 0.5
 # What is off by no more than so many times what it is computed from is not where the error comes from either.
@@ -107,12 +105,10 @@ def _times_off(found: Alignment, tensor: str, value: int, limits: Mapping[int, L
 
 
 def _isolate(found: Alignment, off: Sequence[str]) -> None:
-    """Run what leads to the tensors that are off once more, from what should be there; all where they are many."""
+    """Run what leads to the tensors that are off once more, from what should be there."""
     off = [name for name in off if name in found.candidate.graph.producer]
-    if len(off) > FEW * len(found.candidate.tapped):
-        found.isolated = found.candidate.isolated(found.expected())
-    elif off:
-        found.isolated = found.candidate.isolated_in(off, found.expected())
+    if off:
+        found.isolated = found.candidate.isolated(found.expected(), off)
 
 
 def _right(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> bool:

@@ -248,12 +248,13 @@ class _Turned:
 class Shelf(Mapping[K, "Array"]):
     """Arrays by name, each read when it is asked for.
 
-    `notes` are for what was found out of them, as long as they are kept: to read them all again takes long.
+    `notes` are for what was found out of them, as long as they are kept: to read them all again takes long. Each key
+    begins with the name of the array.
     """
 
     def __init__(self, held: Mapping[K, Held]) -> None:
         self._held = dict(held)
-        self.notes: dict[Any, Any] = {}
+        self.notes: dict[tuple[K, Any], Any] = {}
 
     def __getitem__(self, key: K) -> Array:
         return self._held[key].array
@@ -282,8 +283,11 @@ class Shelf(Mapping[K, "Array"]):
         )
 
     def beside(self, others: Mapping[K, Array]) -> Shelf[K]:
-        """The same and some arrays that are in memory anyway."""
-        return Shelf(self._held | {key: _Resident(array, _nothing) for key, array in others.items()})
+        """The same and some arrays that are in memory anyway; what is noted of the others holds for them still."""
+        fresh = others._held if isinstance(others, Shelf) else {k: _Resident(a, _nothing) for k, a in others.items()}  # noqa: SLF001
+        found = Shelf(self._held | fresh)
+        found.notes = {about: note for about, note in self.notes.items() if about[0] not in others}
+        return found
 
 
 class Made(Mapping[K, "Array"]):

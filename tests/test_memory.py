@@ -157,7 +157,7 @@ def test_what_is_let_go_makes_room_in_memory() -> None:
 def test_nothing_is_left_on_disk_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stores: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     model, proto, inputs = damaged("resnet")
-    monkeypatch.setattr(evident, "align", lambda *_: 1 / 0)
+    monkeypatch.setattr(evident, "align", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         layerdiff.trace(model, proto, inputs, progress=False)
     assert stores[0].spilled_bytes > 0

@@ -29,7 +29,11 @@ RESEMBLANCE = 0.1
 
 @dataclass(slots=True)
 class Alignment:
-    """Everything that is known about which value is which tensor."""
+    """Everything that is known about which value is which tensor.
+
+    `added` is what one layer may add, where that is known apart from the limits: what is right to that in the normal
+    run, and computed from what is, need not be run again from right inputs.
+    """
 
     reference: Reference
     candidate: Candidate
@@ -44,6 +48,7 @@ class Alignment:
     tied: dict[tuple[int, int], dict[str, Tie]] = field(default_factory=dict)
     families: dict[int, structure.Family] = field(default_factory=dict)
     unconfirmed: frozenset[int] = frozenset()
+    added: Mapping[int, Limit] = field(default_factory=dict)
 
     @property
     def settled(self) -> bool:
@@ -111,18 +116,32 @@ class Alignment:
             return False
         return same_numbers(array, actual, self.limits[value])
 
-    def holds_in(self, run: Mapping[str, Array], value: int, tensor: str) -> bool:
-        """Whether a tensor of a run holds the numbers of a value, in memory order."""
+    def holds_in(self, run: Mapping[str, Array], value: int, tensor: str, limit: Limit | None = None) -> bool:
+        """Whether a tensor of a run holds the numbers of a value, in memory order, within a limit of its own."""
         array, actual = self.reference.values[value].array, run.get(tensor)
         if array is None or actual is None or array.size != actual.size:
             return False
-        return same_in(run, tensor, value, array, self.limits[value])
+        return same_in(run, tensor, value, array, limit or self.limits[value])
 
     def without(self, values: frozenset[int]) -> Alignment:
         """The same without the proposals for some values, and what every tensor is then from right inputs."""
         found = replace(self, proposed={value: pair for value, pair in self.proposed.items() if value not in values})
-        found.isolated = self.candidate.isolated(found.expected())
+        found.isolate()
         return found
+
+    def isolate(self) -> None:
+        """Run the graph cut open at every tensor that has a counterpart: what each is from right inputs."""
+        self.isolated = self.candidate.isolated(self.expected(), self._off() if self.added else None)
+
+    def _off(self) -> list[str]:
+        """The tensors that are off by more than one layer may add, and those that are computed from them."""
+        forced, graph, tapped = self.forced(), self.candidate.graph, self.candidate.tapped
+        off = {name for name, value in forced.items() if not self.holds_in(tapped, value, name, self.added[value])}
+        behind: set[str] = set()
+        for node in graph.nodes:
+            if any(name in off or (name in behind and name not in forced) for name in node.reads):
+                behind.update(node.outputs)
+        return [name for name in graph.computed if name in off or name in behind]
 
     def turned(self) -> dict[str, Axes]:
         """The outputs that come out right from right inputs but for the order of their axes, with the axes to use."""

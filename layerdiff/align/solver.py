@@ -39,15 +39,21 @@ if TYPE_CHECKING:
 ROUNDS = 4
 
 
-def align(
+def align(  # noqa: PLR0913  two sides with their outputs, two sorts of limits, and what is known already
     reference: Reference,
     candidate: Candidate,
     outputs: OutputPairs,
     limits: Mapping[int, Limit],
+    *,
     given: Mapping[int, Pair] | None = None,
+    added: Mapping[int, Limit] | None = None,
 ) -> Alignment:
-    """Pair values with tensors; the outputs, and what the user has given, are paired from the start."""
+    """Pair values with tensors; the outputs, and what the user has given, are paired from the start.
+
+    With `added`, see `Alignment`, only what may be wrong is run from right inputs.
+    """
     found = _by_values(reference, candidate, outputs, limits)
+    found.added = added or {}
     settle(found, given or {})
     return _completed(found, _varying(reference))
 
@@ -107,7 +113,7 @@ def _completed(found: Alignment, known: Shelf[int]) -> Alignment:
         proposer.propose()
         if settled and not found.proposed:
             break  # the outputs agree, and nothing inside is left that could differ
-        found.isolated = candidate.isolated(found.expected())
+        found.isolate()
         unmatched = known.only(proposer.unpaired_values())
         fresh = match_values(unmatched, proposer.open_tensors(), limits)
         found.isolated_matches |= fresh
@@ -115,6 +121,6 @@ def _completed(found: Alignment, known: Shelf[int]) -> Alignment:
         if not outdated:
             break
     if outdated:  # what was put in for pairs that are taken back must not show
-        found.isolated = candidate.isolated(found.expected())
+        found.isolate()
     found.unconfirmed = proposer.unconfirmed()
     return found

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.blocks import Apart, apart, largest, largest_gap, plain
+from layerdiff.blocks import Apart, apart, blocks, largest, largest_gap, plain
 from layerdiff.measure import MASK_SMALLEST, allowances, mask_like
 from layerdiff.store import Shelf
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 FAR = 2.0
 VAGUE = 0.5
 # How many numbers are looked at first: to touch many pages of memory takes longer than to compute with them.
-_PARTS = (128, 4096)
+_FIRST = 128
 
 
 def same_numbers(expected: Array, actual: Array, limit: Limit) -> bool:
@@ -88,20 +88,27 @@ def says_nothing(array: Array, limit: Limit) -> bool:
     if array.dtype.kind != "f" or array.size < 2:
         return False
     room = float(np.median(limit.atol)) if np.ndim(limit.atol) else float(limit.atol)
-    if any(_spreads_beyond(array, room / VAGUE, count) for count in _PARTS):
+    if _spreads_beyond(array, room / VAGUE):
         return False
     ordinary = array[np.isfinite(array) & ~mask_like(array)].astype(np.float64)
     return bool(ordinary.size) and room > VAGUE * float(np.std(ordinary)) > 0
 
 
-def _spreads_beyond(array: Array, least: float, count: int) -> bool:
-    """Whether a part of the ordinary numbers alone makes the standard deviation of them all larger than a bound.
+def _spreads_beyond(array: Array, least: float) -> bool:
+    """Whether some of the ordinary numbers alone make the standard deviation of them all larger than a bound.
 
-    Of n numbers, m have the sum of squares about their own mean that all n have at least about theirs.
+    Of n numbers, parts of m have together the sum of squares about their own means that all n have at least about
+    theirs. What is ordinary in a part is so in the whole.
     """
-    some = array.reshape(-1)[:: max(1, array.size // count)].astype(np.float64)
+    wanted = least**2 * array.size
+    some = array.reshape(-1)[:: max(1, array.size // _FIRST)]
     low, high = float(some.min()), float(some.max())
-    if low >= -MASK_SMALLEST and high <= MASK_SMALLEST and (high - low) ** 2 / 2 > least**2 * array.size:
+    if low >= -MASK_SMALLEST and high <= MASK_SMALLEST and (high - low) ** 2 / 2 > wanted:
         return True  # the two alone are far enough apart
-    some = some[np.abs(some) <= MASK_SMALLEST]
-    return some.size > 0 and float(np.sum((some - some.mean()) ** 2)) > least**2 * array.size
+    seen = 0.0
+    for part in blocks(array):
+        ordinary = part if largest(part) <= MASK_SMALLEST else part[np.abs(part) <= MASK_SMALLEST]
+        seen += float(np.var(ordinary, dtype=np.float64)) * ordinary.size if ordinary.size else 0.0
+        if seen > wanted:
+            return True
+    return False
