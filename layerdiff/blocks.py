@@ -167,8 +167,7 @@ def overall(e: Array, a: Array, limit: float, most: float) -> Overall | None:
         sums += (float(gap @ ones[:n]), squares_gap, squares_e, products)
         place = int(gap.argmax())
         top = float(gap[place])
-        # Where the squares have a small sum, no number is large.
-        if not (squares_e <= (most - top) ** 2 and top < most) and not largest(one) + top <= most:
+        if not _is_ordinary(one, other, squares_e, top, most):
             return None
         if top > worst:
             worst, at = top, begin + place
@@ -183,6 +182,17 @@ def overall(e: Array, a: Array, limit: float, most: float) -> Overall | None:
     exact = abs(float(a.reshape(-1)[at]) - float(e.reshape(-1)[at]))
     apart, squares_gap, squares_e, products = (float(x) for x in sums)
     return Overall(exact, at, apart, squares_gap, squares_e, products, ulps * 2.0**23, within)
+
+
+def _is_ordinary(one: Array, other: Array, squares: float, gap: float, most: float) -> bool:
+    """Whether no number of two blocks is larger than a bound; `squares` is the sum of those of the first.
+
+    That, and how far they are apart at most, mostly tell it without another look.
+    """
+    if gap < most and squares <= (most - gap) ** 2:
+        return True
+    size = largest(one)
+    return size + gap <= most or (size <= most and largest(other) <= most)
 
 
 def _within(one: Array, other: Array, limit: float) -> int:
