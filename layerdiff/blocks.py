@@ -66,7 +66,8 @@ def blocks(array: Array) -> Iterator[Array]:
     return (flat[begin : begin + BLOCK] for begin in range(0, flat.size, BLOCK))
 
 
-def _blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:
+def pairs_of_blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:
+    """Where each block of two arrays of one size begins, and the numbers of both, in memory order."""
     flat_e, flat_a = e.reshape(-1), a.reshape(-1)
     for begin in range(0, flat_e.size, BLOCK):
         yield begin, flat_e[begin : begin + BLOCK], flat_a[begin : begin + BLOCK]
@@ -99,7 +100,7 @@ def apart(e: Array, a: Array, enough: float) -> Apart:
     buffer = np.empty(min(BLOCK, e.size), np.float32)
     worst = np.float32(0.0)
     with np.errstate(invalid="ignore", over="ignore"):
-        for begin, one, other in _blocks(e, a):
+        for begin, one, other in pairs_of_blocks(e, a):
             gap = np.subtract(other, one, out=buffer[: one.size])
             worst = np.maximum(worst, np.maximum(gap.max(), -gap.min()))
             if not worst <= enough:  # far beyond it, or NaN: no need to look at the rest
@@ -116,7 +117,7 @@ def equal(one: Array, other: Array) -> bool:
             np.array_equal(np.ascontiguousarray(one[tile]), np.ascontiguousarray(other[tile]))
             for tile in product(_steps(one.shape[0]), _steps(one.shape[1]))
         )
-    return all(bool((left == right).all()) for _, left, right in _blocks(one, other))
+    return all(bool((left == right).all()) for _, left, right in pairs_of_blocks(one, other))
 
 
 def _steps(count: int) -> list[slice]:
@@ -136,7 +137,7 @@ def largest_gap(e: Array, a: Array) -> float:
     worst = 0.0
     wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
     with np.errstate(invalid="ignore", over="ignore"):
-        for _, left, right in _blocks(one, other):
+        for _, left, right in pairs_of_blocks(one, other):
             gap = np.abs(right.astype(wide) - left)
             top = float(gap.max())
             if not np.isfinite(top):
@@ -157,7 +158,7 @@ def overall(e: Array, a: Array, limit: float, most: float) -> Overall | None:
     gaps, units, ones = np.empty(size, np.float32), np.empty(size, np.float32), np.ones(size, np.float32)
     sums = np.zeros(4)
     worst, at, ulps, within = -1.0, 0, 0.0, 0
-    for begin, one, other in _blocks(e, a):
+    for begin, one, other in pairs_of_blocks(e, a):
         n = one.size
         gap, unit = gaps[:n], units[:n]
         np.subtract(other, one, out=gap)

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.blocks import Apart, apart, blocks, largest, largest_gap, plain
-from layerdiff.measure import MASK_SMALLEST, allowances, mask_like
+from layerdiff.blocks import Apart, apart, blocks, largest, largest_gap, pairs_of_blocks, plain
+from layerdiff.measure import MASK_SMALLEST, MASK_TOLERANCE, Limit, mask_bound, mask_like
 from layerdiff.store import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from layerdiff.measure import Limit
 
     Array = np.ndarray[Any, Any]
 
@@ -38,11 +36,23 @@ def same_numbers(expected: Array, actual: Array, limit: Limit) -> bool:
         quick = _quickly(e, a, apart(e, a, FAR * float(np.max(limit.atol))), limit)
         if quick is not None:
             return quick
-    wide = np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64
-    e, a = e.astype(wide), a.astype(wide)
-    with np.errstate(invalid="ignore"):
-        close = np.abs(a - e) <= allowances(e, limit)
-    return bool(np.all(close | (e == a) | (np.isnan(e) & np.isnan(a))))
+    wide, bound = (np.complex128 if "c" in (e.dtype.kind, a.dtype.kind) else np.float64), mask_bound(e)
+    rows = np.broadcast_to(limit.atol, (*e.shape[:-1], 1)).reshape(-1) if np.ndim(limit.atol) else None
+    for begin, one, other in pairs_of_blocks(e, a):
+        atol = limit.atol if rows is None else rows[np.arange(begin, begin + one.size) // e.shape[-1]]
+        if not _close(one.astype(wide), other.astype(wide), Limit(limit.rtol, atol), bound):
+            return False
+    return True
+
+
+@np.errstate(invalid="ignore")
+def _close(expected: Array, actual: Array, limit: Limit, bound: float) -> bool:
+    """Whether every element is within its limit, as `allowances` has it: what is beyond a bound is a mask constant."""
+    size = np.abs(expected)
+    allowed = limit.atol + limit.rtol * size
+    allowed = np.where(size > bound, np.maximum(allowed, MASK_TOLERANCE * size), allowed)
+    near = np.abs(actual - expected) <= allowed
+    return bool(np.all(near | (expected == actual) | (np.isnan(expected) & np.isnan(actual))))
 
 
 def same_in(run: Mapping[str, Array], tensor: str, value: int, expected: Array, limit: Limit) -> bool:
