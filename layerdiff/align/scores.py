@@ -14,7 +14,7 @@ from layerdiff.align.weights import Tie
 from layerdiff.operators import base_name, is_batch_norm, likeness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
 
     from layerdiff.align.alignment import Alignment
     from layerdiff.graph import Node
@@ -141,22 +141,23 @@ class Scores:
     def _likenesses(self, values: Sequence[int], tensors: Sequence[str]) -> Array:
         """How alike the numbers of each value and tensor are; NaN where they are not as many, or of another kind."""
         latest, tapped = self._alignment.isolated or self._alignment.candidate.tapped, self._alignment.candidate.tapped
-        expected = [self._reference.values[value].array for value in values]
-        rows, columns = _groups([a for a in expected if a is not None]), _groups([tapped[name] for name in tensors])
+        known = self._reference.values
+        rows, columns = _groups(known[v].array for v in values), _groups(tapped[name] for name in tensors)
         found = np.full((len(values), len(tensors)), np.nan)
         for kind in rows.keys() & columns.keys():
-            left = [sample(a) for i in rows[kind] if (a := expected[i]) is not None]
+            left = [sample(a) for i in rows[kind] if (a := known[values[i]].array) is not None]
             names = [tensors[j] for j in columns[kind]]
             right = [sample(latest[name] if name in latest else tapped[name]) for name in names]
             found[np.ix_(rows[kind], columns[kind])] = structure.likenesses(left, right)
         return found
 
 
-def _groups(arrays: Sequence[Array]) -> dict[tuple[int, str], list[int]]:
-    """The places of the arrays of each size and kind."""
+def _groups(arrays: Iterable[Array | None]) -> dict[tuple[int, str], list[int]]:
+    """The places of the arrays of each size and kind; they are not held all at once."""
     found: dict[tuple[int, str], list[int]] = defaultdict(list)
     for place, array in enumerate(arrays):
-        found[array.size, comparable_kind(array)].append(place)
+        if array is not None:
+            found[array.size, comparable_kind(array)].append(place)
     return found
 
 
