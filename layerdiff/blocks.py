@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 BLOCK = 32_768
 """Elements: a few float64 buffers of this size fit into a second-level cache."""
 TILE = 64
+# Elements of whole rows: so many that of a matrix on its side, too, a few lie one behind the other.
+AT_ONCE = 1 << 18
 # A difference of float32 numbers, rounded to float32, is at most this share off.
 _ROUNDED = 2.0**-23
 _SMALLEST = np.float32(2.0**-126)
@@ -71,6 +73,22 @@ def pairs_of_blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:
     flat_e, flat_a = e.reshape(-1), a.reshape(-1)
     for begin in range(0, flat_e.size, BLOCK):
         yield begin, flat_e[begin : begin + BLOCK], flat_a[begin : begin + BLOCK]
+
+
+def rows_in_double(one: Array, other: Array) -> Iterator[tuple[slice, Array, Array]]:
+    """Some rows of two arrays of one shape at a time, in double precision: which they are, and both as matrices."""
+    if one.size == 0:
+        return
+    rows, others = (array.reshape(len(array) if array.ndim else 1, -1) for array in (one, other))
+    step = max(1, AT_ONCE // rows.shape[1])
+    for begin in range(0, len(rows), step):
+        part = slice(begin, begin + step)
+        yield part, in_double(rows[part]), in_double(others[part])
+
+
+def in_double(array: Array) -> Array:
+    """An array in double precision, row by row: with a matrix on its side, all arithmetic is many times slower."""
+    return array.astype(np.float64, order="C")
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.blocks import rows_in_double
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -264,11 +265,12 @@ def carried_as(weight: Array, constants: Iterable[Array]) -> list[Array]:
 
 def channel_factors(parameter: Array, array: Array) -> tuple[Array, float]:
     """The factor per output channel that maps a weight onto an array, and the worst relative residual it leaves."""
-    p = parameter.astype(np.float64).reshape(parameter.shape[0], -1)
-    a = array.astype(np.float64).reshape(parameter.shape[0], -1)
-    factors = np.sum(p * a, axis=1) / np.maximum(np.sum(p * p, axis=1), 1e-300)
-    gap = np.linalg.norm(a - factors[:, None] * p, axis=1)
-    return factors, float((gap / np.maximum(np.linalg.norm(a, axis=1), 1e-300)).max())
+    factors, worst = np.zeros(len(parameter)), 0.0
+    for part, p, a in rows_in_double(parameter, array.reshape(parameter.shape)):
+        factors[part] = np.einsum("cx,cx->c", p, a) / np.maximum(np.einsum("cx,cx->c", p, p), 1e-300)
+        gap = np.linalg.norm(a - factors[part, None] * p, axis=1)
+        worst = np.maximum(worst, (gap / np.maximum(np.linalg.norm(a, axis=1), 1e-300)).max())
+    return factors, float(worst)
 
 
 def _spread(array: Array) -> Array:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 HEAVY = frozenset({"convolution", "onnx.ConvTranspose", "addmm", "mm", "bmm", "linear"})
 # A fold rounds the factor, the product and the sum once each.
-_EQUAL = 2e-6
+EQUAL = 2e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +192,7 @@ def fold_gaps(weight: Array, factor: Array, got: Array, room: Array | float = 0.
         gap = sides[part] - wanted
         squares += np.vdot(gap, gap), np.vdot(wanted, wanted)
         gaps[part], sizes[part] = _extremes(gap), _extremes(wanted)
-    wrong = ~(gaps <= _EQUAL * sizes + room)
+    wrong = ~(gaps <= EQUAL * sizes + room)
     apart, size = np.sqrt(squares)
     return FoldGaps(wrong, float(gaps.max(initial=0.0)), float(apart) / max(float(size), 1e-300))
 
@@ -200,13 +200,6 @@ def fold_gaps(weight: Array, factor: Array, got: Array, room: Array | float = 0.
 def _extremes(rows: Array) -> Array:
     """The largest magnitude in each row."""
     return np.asarray(np.maximum(rows.max(axis=1), -rows.min(axis=1)))
-
-
-def channel_errors(wanted: Array, got: Array, room: Array | float = 0.0) -> Array:
-    """Which channels (leading indices) of two arrays differ by more than a fold rounds."""
-    w, g = wanted.reshape(wanted.shape[0], -1), got.reshape(wanted.shape[0], -1)
-    limit = _EQUAL * np.abs(w).max(axis=1, initial=0.0) + room
-    return np.asarray(~(np.abs(g - w).max(axis=1, initial=0.0) <= limit))
 
 
 def views_of(weight: Array, constants: Mapping[str, Array]) -> Iterator[tuple[str, Array]]:
@@ -224,4 +217,4 @@ def views_of(weight: Array, constants: Mapping[str, Array]) -> Iterator[tuple[st
 
 def bias_room(fold: Fold) -> Array:
     """How much a folded bias may be off: its terms cancel."""
-    return 4 * _EQUAL * fold.room
+    return 4 * EQUAL * fold.room

@@ -176,7 +176,7 @@ def rounded(wanted: Array, constants: Mapping[str, Array], formats: Mapping[str,
 
 
 def in_format(array: Array, kind: str) -> Array | None:
-    """An array rounded to a number format; None for one that is not known."""
+    """An array rounded to a number format, a half to even; None for one that is not known."""
     if kind == "bfloat16":
         bits = array.astype(np.float32).view(np.uint32)
         even = bits + 0x7FFF + ((bits >> 16) & 1)

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from layerdiff.audit.folds import (
+    EQUAL,
     HEAVY,
     Fold,
     bias_room,
-    channel_errors,
     fold_gaps,
     folds,
     output_axis,
@@ -19,6 +19,7 @@ from layerdiff.audit.folds import (
 )
 from layerdiff.audit.forms import Stored, held, in_parts, layout_of, quantised, rounded
 from layerdiff.operators import base_name
+from layerdiff.unlike import Unlike
 from layerdiff.weights import Carried, WeightResult, WeightVerdict
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 # A tensor that shares so many numbers with a parameter is that parameter, and changed.
 _KIN = 0.1
+# Of weights larger than this, some rows tell which layout they are in.
+_MANY = 1 << 18
 _EPSILON = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
 _AGREES, _DIFFERS, _ABSENT = WeightVerdict.AGREES, WeightVerdict.DIFFERS, WeightVerdict.ABSENT
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}  # of torch, in ONNX's order
@@ -105,12 +108,9 @@ class Judge:
 
     def _result(self, operand: Operand, name: str, how: Carried, wanted: Array, array: Array) -> WeightResult:
         """A parameter that was found. Rounding counts as a difference only where the file's format had room for all."""
-        if how is Carried.ROUNDED:
+        if how in (Carried.ROUNDED, Carried.QUANTISED):
             kind = self._formats.get(name) or str(self._constants[name].dtype)
-            return replace(_measured(operand, name, how, _AGREES, wanted, array), note=f"to {kind}")
-        if how is Carried.QUANTISED:
-            kind = self._formats.get(name) or str(self._constants[name].dtype)
-            return replace(_measured(operand, name, how, _AGREES, wanted, array), note=f"to {kind}")
+            return replace(_row(operand, name, how, _AGREES, Unlike(wanted, array)), note=f"to {kind}")
         if not operand.moved:
             how = Carried.FOLDED
         return WeightResult(operand.names[0], name, how, _AGREES, operand.array.shape, 0.0, 0.0)
@@ -252,24 +252,22 @@ class Judge:
 
     def _changed(self, operand: Operand, place: Place, wanted: Array, name: str, array: Array) -> WeightResult:
         shaped = _laid_out(wanted, array)
+        found = Unlike(wanted, shaped)
         if not operand.moved and place.right:  # computed anew by the exporter, and it rounds in its own way
-            return _measured(operand, name, Carried.FOLDED, _AGREES, wanted, shaped)
+            return _row(operand, name, Carried.FOLDED, _AGREES, found)
         other = self._other(operand, array)
-        row = _measured(operand, name, Carried.CHANGED, _DIFFERS, wanted, shaped)
-        w, g = wanted.astype(np.float64), shaped.astype(np.float64)
+        row = _row(operand, name, Carried.CHANGED, _DIFFERS, found)
         if other is not None:
             return replace(row, note=f"holds {other}")
-        if not np.any(g):
+        if found.is_zero:
             return replace(row, note="all zeros")
-        factor = float(np.sum(g * w)) / max(float(np.sum(w * w)), 1e-300)
-        if np.abs(g - factor * w).max() <= 1e-6 * np.abs(g).max():
-            return replace(row, note=f"multiplied by {factor:.6g}")
-        if np.array_equal(np.sort(g, axis=None), np.sort(w, axis=None)):
+        if found.factor is not None:
+            return replace(row, note=f"multiplied by {found.factor:.6g}")
+        if found.is_permuted:
             return replace(row, note="the right numbers in another order")
-        if w.ndim == 0:
+        if wanted.ndim == 0:
             return row
-        wrong = channel_errors(w, g) if w.size else np.zeros(0, bool)
-        return replace(row, channels=_few(wrong))
+        return replace(row, channels=_few(found.along[0] > EQUAL * found.sizes))
 
     def _other(self, operand: Operand, array: Array) -> str | None:
         """Another parameter of the model that holds exactly these numbers."""
@@ -291,11 +289,11 @@ def _in_gate_order(array: Array, place: Place) -> Array:
 
 
 def _shared(wanted: Array, array: Array) -> float:
-    """The share of numbers other than zero that two arrays have in common, place by place."""
+    """The share of numbers other than zero that two arrays have in common, place by place, judged by some of them."""
     if wanted.size == 0:
         return 0.0
-    shaped = _laid_out(wanted, array)
-    return float(np.mean((shaped == wanted) & (wanted != 0)))
+    some, others = _some(wanted), _some(_laid_out(wanted, array))
+    return float(np.mean((others == some) & (some != 0)))
 
 
 def _laid_out(wanted: Array, array: Array) -> Array:
@@ -306,18 +304,18 @@ def _laid_out(wanted: Array, array: Array) -> Array:
         views.append(np.swapaxes(array.reshape(swapped), 0, 1))
         if wanted.ndim > 2:
             views.append(np.swapaxes(array.reshape(np.swapaxes(wanted, 0, -1).shape), 0, -1))
-    return max(views, key=lambda view: (float(np.mean(view == wanted)), abs(float(np.sum(view * wanted)))))
+    some = _some(wanted)
+    return max(views, key=lambda v: (float(np.mean(_some(v) == some)), abs(float(np.sum(_some(v) * some)))))
 
 
-def _measured(  # noqa: PLR0913  what it is about, what was found, and the two arrays to subtract
-    operand: Operand, name: str, how: Carried, verdict: WeightVerdict, wanted: Array, array: Array
-) -> WeightResult:
-    w, a = wanted.astype(np.float64), array.astype(np.float64).reshape(wanted.shape)
-    with np.errstate(invalid="ignore"):
-        gap = np.where((a == w) | (np.isnan(a) & np.isnan(w)), 0.0, np.abs(a - w))
-    return WeightResult(
-        operand.names[0], name, how, verdict, wanted.shape, float(gap.max(initial=0.0)), _relative(w, a)
-    )
+def _some(array: Array) -> Array:
+    """The numbers of an array, of a large one some rows from all over it."""
+    count = max(1, _MANY // max(1, array[:1].size)) if array.ndim else 1
+    return array[:: max(1, len(array) // count)] if array.ndim and array.size > _MANY else array
+
+
+def _row(operand: Operand, name: str, how: Carried, verdict: WeightVerdict, found: Unlike) -> WeightResult:
+    return WeightResult(operand.names[0], name, how, verdict, operand.array.shape, found.max_abs, found.rel_l2)
 
 
 def _relative(wanted: Array, got: Array) -> float:

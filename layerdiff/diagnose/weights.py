@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.weights import Tie, relation
+from layerdiff.audit.forms import in_format
+from layerdiff.blocks import rows_in_double
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import RECURRENT, changes_for, mask_values, shown
 from layerdiff.operators import base_name, only_moves
+from layerdiff.unlike import Unlike
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+# So many numbers are on a grid of eight bits at most.
+_GRID = 256
 _LOOKUPS = frozenset({"embedding", "index_select", "index", "gather", "slice", "select", "narrow"})
 
 
@@ -131,40 +136,34 @@ def _tables(stretch: Stretch, value: int) -> list[str]:
 
 def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple[str, dict[str, Any]]:
     """A sentence and numbers on how the file's weight differs from the right one (of the same size)."""
-    w, g = wanted.astype(np.float64), got.reshape(wanted.shape).astype(np.float64)
-    error = np.nan_to_num(np.abs(g - w))
-    evidence: dict[str, Any] = {
-        "max_abs": float(error.max()),
-        "rel_l2": float(np.linalg.norm(g - w)) / max(float(np.linalg.norm(w)), 1e-300),
-    }
+    found = Unlike(wanted, got)
+    evidence: dict[str, Any] = {"max_abs": found.max_abs, "rel_l2": found.rel_l2}
     other = _another_parameter(stretch, name, got)
     if other is not None:
         return f"Where {name} belongs the file holds {other}.", {**evidence, "equals": other}
-    if not np.any(g):
+    if found.is_zero:
         return f"{name} is all zeros in the file.", {**evidence, "zero": True}
-    factor = float(np.sum(g * w)) / max(float(np.sum(w * w)), 1e-300)
-    if np.abs(g - factor * w).max() <= 1e-5 * np.abs(g).max():
-        return f"{name} is multiplied by {factor:.6g} in the file.", {**evidence, "factor": factor}
-    if np.array_equal(np.sort(g, axis=None), np.sort(w, axis=None)):
+    if found.factor is not None:
+        return f"{name} is multiplied by {found.factor:.6g} in the file.", {**evidence, "factor": found.factor}
+    if found.is_permuted:
         return f"{name} holds the right numbers in another order.", {**evidence, "permuted": True}
-    rounded = _rounded_to(w, g)
+    rounded = _rounded_to(wanted, got.reshape(wanted.shape))
     if rounded:
         return f"{name} was rounded to {rounded}.", {**evidence, "format": rounded}
-    for axis in range(min(error.ndim, 2)):  # a product's matrix keeps its output channels last
-        if channels := _channels(np.moveaxis(error, axis, 0)):
+    for axis, gaps in enumerate(found.along):  # a product's matrix keeps its output channels last
+        if channels := _channels(gaps):
             few = ", ".join(map(str, channels[:8]))
             where = f" along axis {axis}" if axis else ""
-            return f"{name} differs in channel {few} of {w.shape[axis]}{where}.", {**evidence, "channels": channels}
+            return f"{name} differs in channel {few} of {len(gaps)}{where}.", {**evidence, "channels": channels}
     return f"{name} is not the model's: it differs everywhere, by {evidence['rel_l2']:.2g} of its size.", evidence
 
 
-def _channels(error: Array) -> list[int]:
-    """The few leading indices that hold all of the error; empty when it is spread."""
-    if error.ndim < 1 or error.shape[0] < 4:
+def _channels(gaps: Array) -> list[int]:
+    """The few indices that hold all of the error; empty when it is spread."""
+    if len(gaps) < 4:
         return []
-    per_channel = error.reshape(error.shape[0], -1).max(axis=1)
-    wrong = np.flatnonzero(per_channel > 1e-5 * max(float(per_channel.max()), 1e-300) + 1e-12)
-    return [int(i) for i in wrong] if 0 < wrong.size <= error.shape[0] // 4 else []
+    wrong = np.flatnonzero(gaps > 1e-5 * max(float(gaps.max()), 1e-300) + 1e-12)
+    return [int(i) for i in wrong] if 0 < wrong.size <= len(gaps) // 4 else []
 
 
 def _another_parameter(stretch: Stretch, name: str, got: Array) -> str | None:
@@ -179,15 +178,20 @@ def _another_parameter(stretch: Stretch, name: str, got: Array) -> str | None:
 
 def _rounded_to(w: Array, g: Array) -> str:
     """The number format that turns the right weight into the file's, if one does."""
-    if np.array_equal(w.astype(np.float16).astype(np.float64), g):
-        return "float16"
-    bits = (w.astype(np.float32).view(np.uint32) + 0x8000) & 0xFFFF0000
-    if np.array_equal(bits.astype(np.uint32).view(np.float32).astype(np.float64), g):
-        return "bfloat16"
+    for kind in ("float16", "bfloat16"):
+        if all(bool(np.all(in_format(wanted, kind) == got)) for _, wanted, got in rows_in_double(w, g)):
+            return kind
+    return _grid(np.atleast_1d(g))
+
+
+def _grid(g: Array) -> str:
+    """The grid of integers that all numbers are on, if they are few enough."""
+    if np.unique(g[:1]).size > _GRID:
+        return ""
     values: Array = np.unique(g)
     steps = np.diff(values)
     if (
-        2 < values.size <= 256
+        2 < values.size <= _GRID
         and steps.size
         and np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=1e-2)
     ):
