@@ -23,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from layerdiff.calls import arguments_of, is_composite, mutated_operands, template_of
 from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import ReferenceFailedError
+from layerdiff.fp32 import full_float32
 from layerdiff.model import CONTAINER, Call, Operand, Reference, Replay, Site, Value
 from layerdiff.signature import signature_of
 from layerdiff.store import Made, Store
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
+    from layerdiff.fp32 import Setting
     from layerdiff.store import Held
 
 # One ONNX node computes these whole, while torch takes them apart step by step: they are one site.
@@ -89,6 +91,7 @@ def _recorded(recorder: R, args: Sequence[Any], kwargs: Mapping[str, Any]) -> R:
     with ExitStack() as stack:
         stack.enter_context(untouched(model))
         stack.enter_context(torch.no_grad())
+        stack.enter_context(full_float32(recorder.as_set))
         stack.enter_context(inner_modules_run())
         stack.enter_context(nothing_is_compiled())
         stack.enter_context(uncompiled(model))
@@ -125,6 +128,9 @@ class _OpenCall:
 
 class Recorder(TorchDispatchMode):
     """Sees every operator and every module call, and keeps a copy of every value."""
+
+    as_set: tuple[Setting, ...] = ()
+    """What torch may compute in a narrower format than float32; nothing, for the reference."""
 
     def __init__(self, model: nn.Module, store: Store | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]

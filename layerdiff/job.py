@@ -31,7 +31,14 @@ from layerdiff.report import Report
 from layerdiff.samples import how_many, samples
 from layerdiff.settle import settle
 from layerdiff.several import size_diagnosis
-from layerdiff.stability import random_diagnosis, reference_random
+from layerdiff.stability import (
+    may_move,
+    random_diagnosis,
+    reference_narrowed,
+    reference_not_deterministic,
+    reference_random,
+    swallowed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -64,7 +71,7 @@ class Job:
         stopped: tuple[str, ...] = ()
         bar.samples(how_many(inputs))
         try:
-            for index, sample in enumerate(samples(inputs)):
+            for index, sample in enumerate(samples(inputs, self.runner.reference.device)):
                 try:
                     found = judge.sample(index, sample, bar)
                 except (BackendError, FixedShapeError) as error:
@@ -125,12 +132,14 @@ class Job:
             harmless=proven.harmless,
         )
         book = LayerBook(alignment, floor, accused, rounded)
+        own = _of_reference(run, shown, divergences)
         calls = book.calls()
         return Report(
             divergences=divergences,
             diagnoses=(
-                *_drawn(run, shown, divergences),
+                *own.first,
                 *_diagnoses(observed, divergences, alignment, told, explained),
+                *own.last,
             ),
             diffuse=None if proven.harmless else diffuse(alignment, rounded, outputs),
             outputs=shown.results,
@@ -140,6 +149,7 @@ class Job:
             warnings=stopped
             + observed.warnings
             + run.reference.warnings
+            + own.warnings
             + outputs.warnings()
             + lost
             + doubts(alignment)
@@ -188,12 +198,32 @@ def _explained(stretches: Sequence[Stretch]) -> tuple[list[Explained], tuple[str
         return [], (STOPPED,)
 
 
-def _drawn(run: Runner, shown: Judged, found: Sequence[Divergence]) -> tuple[Diagnosis, ...]:
-    """That the reference draws at random, where it does and something diverges."""
-    if not found:
-        return ()
-    cause = reference_random(shown.reference, run.reference.unstable(shown.sample, shown.reference), found[0])
-    return () if cause is None else (cause,)
+@dataclass(frozen=True, slots=True)
+class _OfReference:
+    """What the reference's own runs differ in: what comes before all other causes, what behind, and what to warn of."""
+
+    first: tuple[Diagnosis, ...] = ()
+    last: tuple[Diagnosis, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def _of_reference(run: Runner, shown: Judged, found: Sequence[Divergence]) -> _OfReference:
+    """What the reference gives otherwise from run to run, or with torch's settings as they are."""
+    side, reference, first = run.reference, shown.reference, found[0] if found else None
+    limits = limits_for(reference, shown.floor, run.tolerance, shown.outputs.tensors)
+    narrowed = reference_narrowed(reference, side.as_set(shown.sample, reference), limits)
+    agrees = first is None and all(result.agrees for result in shown.results)
+    # What moves from run to run is taken for rounding, and may hide a difference.
+    if agrees and (run.tolerance is not None or not may_move(reference, side.device)):
+        return _OfReference(last=narrowed)
+    unstable = side.unstable(shown.sample, reference)
+    bare = limits_for(reference, {}, run.tolerance, shown.outputs.tensors)
+    moving = reference_not_deterministic(reference, unstable, first, bare, side.device)
+    if agrees:
+        return _OfReference((), narrowed, () if moving is None else (swallowed(moving, limits.values()),))
+    drawn = reference_random(reference, unstable, first)
+    leading = tuple(cause for cause in (drawn, moving) if cause is not None and (cause is drawn or cause.verified))
+    return _OfReference(leading, (*(() if moving is None or moving in leading else (moving,)), *narrowed))
 
 
 def _diagnoses(

@@ -18,6 +18,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.alone import ALONE
 from layerdiff.capture import Recorder, record
+from layerdiff.fp32 import plain_kernels
+from layerdiff.gpu import plainly
 from layerdiff.measure import mask_bound
 from layerdiff.model import Noise, Operand
 from layerdiff.tensors import as_array, tensors_in, to_array
@@ -50,12 +52,8 @@ def noise_floor(
     The twin runs without oneDNN: its plain kernels add up in another order, a second and independent look at rounding.
     A value is left out where the twin did not compute the same graph (a model whose control flow is random, say).
     """
-    with ALONE:
-        before = torch.backends.mkldnn.set_flags(False)[0]
-        try:
-            return record(lambda: _Twin(model, reference), args, kwargs).floor
-        finally:
-            torch.backends.mkldnn.set_flags(before)
+    with ALONE, plain_kernels():
+        return record(lambda: _Twin(model, reference), args, kwargs).floor
 
 
 class _Again(Enum):
@@ -72,12 +70,8 @@ def floor_of_step(reference: Reference, sites: Sequence[int], value: int) -> Noi
     None where they cannot be run again: a recurrent layer, an update through a view, random numbers.
     """
     expected = reference.values[value].array
-    with ALONE, torch.no_grad():
-        before = torch.backends.mkldnn.set_flags(False)[0]
-        try:
-            others = [_computed(reference, sites, value, how) for how in _Again]
-        finally:
-            torch.backends.mkldnn.set_flags(before)
+    with ALONE, torch.no_grad(), plain_kernels():
+        others = [_computed(reference, sites, value, how) for how in _Again]
     if expected is None or any(other is None or other.shape != expected.shape for other in others):
         return None
     return floor_from(expected, [other for other in others if other is not None])
@@ -90,6 +84,8 @@ def _computed(reference: Reference, sites: Sequence[int], value: int, how: _Agai
     def operand(leaf: Any) -> Any:
         if isinstance(leaf, Operand):
             return known[leaf.value].clone() if leaf.value in known else _operand(reference, leaf.value, how)
+        if isinstance(leaf, torch.device):  # what was recorded elsewhere runs again on the CPU
+            return torch.device("cpu")
         return _WIDE[leaf] if how is not _Again.PLAIN and leaf in _WIDE else leaf
 
     for index in sites:
@@ -138,7 +134,8 @@ class _Twin(Recorder):
         del wide_args, wide_kwargs
         result = _run(func, args, kwargs)
         narrow_tensors = tensors_in(result)
-        wide_tensors = [None] * len(narrow_tensors) if wide is None else tensors_in(wide)
+        wide_tensors: list[torch.Tensor | None] = [*tensors_in(wide)]  # of some operators only the first results
+        wide_tensors += [None] * (len(narrow_tensors) - len(wide_tensors))
         for tensor, shadow in zip(narrow_tensors, wide_tensors, strict=True):
             same = shadow is not None and shadow.shape == tensor.shape
             self._shadows[tensor] = shadow if same else _widened(tensor)
@@ -173,8 +170,10 @@ class _Twin(Recorder):
 
 
 def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    tiled = convolution(func, args)
-    return func(*args, **kwargs) if tiled is None else tiled
+    for computed in (convolution(func, args), plainly(func, args, kwargs)):
+        if computed is not None:
+            return computed
+    return func(*args, **kwargs)
 
 
 def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -42,17 +42,17 @@ def how_many(inputs: Any) -> int | None:
     return len(inputs) if isinstance(inputs, Sized) else None
 
 
-def samples(inputs: Any) -> Iterator[Sample]:
+def samples(inputs: Any, device: str = "cpu") -> Iterator[Sample]:
     """One sample for a tensor, array, tuple, dict or file; one for each item of a list or another iterable.
 
     A tuple holds positional arguments, a dict keyword arguments, an ``.npz`` either (``arr_0``, ``arr_1``, … are
-    positional, other names are keywords).
+    positional, other names are keywords). Arrays become tensors on the device; tensors stay where they are.
     """
     if isinstance(inputs, Sample):
         yield inputs
         return
     if isinstance(inputs, _ONE):
-        yield _sample(inputs)
+        yield _sample(inputs, device)
         return
     if not isinstance(inputs, Iterable):
         raise SampleError(
@@ -61,28 +61,28 @@ def samples(inputs: Any) -> Iterator[Sample]:
         )
     count = 0
     for count, item in enumerate(inputs, 1):  # noqa: B007  the count is read after the loop
-        yield _sample(item)
+        yield _sample(item, device)
     if count == 0:
         raise SampleError("inputs: an empty list; give at least one sample")
 
 
-def _sample(item: Any) -> Sample:
+def _sample(item: Any, device: str) -> Sample:
     if isinstance(item, (str, Path)):
-        return _sample(_read(Path(item)))
+        return _sample(_read(Path(item)), device)
     if isinstance(item, Mapping):
-        return Sample(kwargs={str(name): _tensor(value) for name, value in item.items()})
+        return Sample(kwargs={str(name): _tensor(value, device) for name, value in item.items()})
     values = item if isinstance(item, tuple) else (item,)
     if not values:
         raise SampleError("inputs: an empty tuple; the model gets no arguments")
-    return Sample(args=tuple(_tensor(value) for value in values))
+    return Sample(args=tuple(_tensor(value, device) for value in values))
 
 
-def _tensor(value: Any) -> Any:
+def _tensor(value: Any, device: str) -> Any:
     if not isinstance(value, np.ndarray):
         return value
     if value.dtype.kind not in "biufc":
         raise SampleError(f"inputs: an array of {value.dtype} is no tensor; give numbers or booleans")
-    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C"))
+    return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C")).to(device)
 
 
 def _read(path: Path) -> Any:

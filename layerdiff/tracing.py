@@ -154,7 +154,8 @@ def outputs_agree(
     judge = Judge(runner, may_do_without_twin=runner.may_do_without_twin)
     try:
         with Progress(enabled=False) as bar:
-            return all(judge.sample(index, sample, bar).told.agrees for index, sample in enumerate(samples(inputs)))
+            every = enumerate(samples(inputs, sides[0].device))
+            return all(judge.sample(index, sample, bar).told.agrees for index, sample in every)
     finally:
         runner.rest()
 

@@ -65,6 +65,16 @@ def random_states_kept() -> Iterator[None]:
 
 
 @contextmanager
+def other_seeds() -> Iterator[None]:
+    """Draw other numbers at random; every random state is as before on exit."""
+    with ALONE, random_states_kept():
+        torch.manual_seed(torch.initial_seed() + 1)
+        random.seed(random.getrandbits(32))
+        np.random.seed(np.random.randint(1 << 31))  # noqa: NPY002  a model may use the old state
+        yield
+
+
+@contextmanager
 def inner_modules_run() -> Iterator[None]:
     """Turn off the fused inference path of nn.TransformerEncoderLayer, which calls none of its submodules."""
     enabled = torch.backends.mha.get_fastpath_enabled()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import nn
 
+from layerdiff import Tolerance
+from tests.conftest import with_initializer
 from tests.zoo.exports import Exporter, export
 
 if TYPE_CHECKING:
@@ -50,3 +54,92 @@ def test_a_random_operator_of_the_reference_is_named(trace: Trace) -> None:
     report = trace(model, export(model, (X,), Exporter.TORCHSCRIPT), X)
     assert (report.diagnoses[0].cause, report.first_divergence.layer) == ("random", "")
     assert report.first_divergence.healed.agrees
+
+
+@torch.library.custom_op("layerdiff_tests::unsteady", mutates_args=(), schema="(Tensor x, float size) -> Tensor")
+def unsteady(x: torch.Tensor, size: float) -> torch.Tensor:
+    """Each number a little larger, otherwise each time, and from no generator that has a seed."""
+    shares = np.frombuffer(os.urandom(4 * x.numel()), np.uint32).reshape(x.shape) / 2.0**32
+    return x * (1 + size * torch.from_numpy(shares).to(x.dtype))
+
+
+class Unsteady(nn.Module):
+    """Off by a share of each number, unless it is exported."""
+
+    def __init__(self, size: float, how: str = "kernel") -> None:
+        super().__init__()
+        self.size, self.how = size, how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return x * 1.0
+        if self.how == "kernel":
+            return unsteady(x, self.size)
+        return x * (1 + self.size * torch.from_numpy(np.random.rand(*x.shape)).float())  # noqa: NPY002
+
+
+def unsteady_net(size: float, how: str = "kernel") -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), Unsteady(size, how), nn.Linear(8, 4)).eval()
+
+
+def test_a_kernel_that_is_not_deterministic_is_named_where_the_outputs_differ(trace: Trace) -> None:
+    model = unsteady_net(1e-2)
+    report = trace(model, export(model, (X,), Exporter.TORCHSCRIPT), X, tolerance=Tolerance(0, 1e-5))
+    cause = report.diagnoses[0]
+    assert (cause.cause, cause.layer, cause.verified) == ("random", "2", True)
+    assert report.first_divergence.layer == "2"
+    assert "the kernel of layerdiff_tests.unsteady in 2 is not deterministic" in cause.summary
+    assert cause.remedy == "torch.use_deterministic_algorithms(True)  # before layerdiff.trace"
+
+
+def test_what_such_a_kernel_hides_is_warned_of(trace: Trace) -> None:
+    for size in (1e-4, 1e-2, 0.5):
+        model = unsteady_net(size)
+        report = trace(model, export(model, (X,), Exporter.TORCHSCRIPT), X)
+        assert report.agrees
+        (warning,) = report.warnings
+        assert "the kernel of layerdiff_tests.unsteady in 2 is not deterministic" in warning
+        assert "Outputs that agree may be off by up to" in warning
+
+
+def test_a_fault_beside_such_a_kernel_comes_first(trace: Trace) -> None:
+    model = unsteady_net(1e-3)
+    proto = with_initializer(export(model, (X,), Exporter.TORCHSCRIPT), "3.weight", lambda weight: weight * 1.5)
+    report = trace(model, proto, X)
+    assert report.first_divergence.layer == "3"
+    assert [(d.cause, d.layer, d.verified) for d in report.diagnoses] == [
+        ("weights", "3", True),
+        ("random", "2", False),
+    ]
+
+
+def test_last_bits_that_differ_from_run_to_run_are_rounding(trace: Trace) -> None:
+    model = unsteady_net(1e-7)
+    report = trace(model, export(model, (X,), Exporter.TORCHSCRIPT), X)
+    assert report.agrees
+    assert report.warnings == ()
+    proto = with_initializer(export(model, (X,), Exporter.TORCHSCRIPT), "3.weight", lambda weight: weight * 1.5)
+    assert [d.cause for d in trace(model, proto, X).diagnoses] == ["weights"]
+
+
+def test_numbers_that_numpy_draws_are_no_kernel(trace: Trace) -> None:
+    np.random.seed(0)  # noqa: NPY002
+    model = unsteady_net(1e-2, "numpy")
+    proto = export(model, (X,), Exporter.TORCHSCRIPT)
+    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    report = trace(model, proto, X)
+    cause = report.diagnoses[0]
+    assert (cause.cause, cause.layer, cause.verified) == ("random", "2", True)
+    assert "2 draws at random" in cause.summary
+    assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+def test_a_model_of_steady_kernels_is_not_run_again_where_it_agrees(trace: Trace) -> None:
+    runs = []
+    model = dropping()
+    model.register_forward_hook(lambda *_: runs.append(1))
+    proto = export(model, (X,), Exporter.TORCHSCRIPT)
+    runs.clear()
+    assert trace(model, proto, X).agrees
+    assert len(runs) == 1

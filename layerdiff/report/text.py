@@ -64,7 +64,9 @@ def _network(report: Report) -> str:
     where = which(report)
     if report.agrees:
         sentence = f"{both_sides(report)} agree{where}: {_worst_output(report)}; {_coverage(report)}."
-        return " ".join([sentence, *_confined(report)])
+        # As the reference is set, it may not give what it was judged by: that is no fault of the file.
+        narrowed = [d.summary for d in report.diagnoses if d.cause == "precision" and d.verified]
+        return " ".join([sentence, *_confined(report), *narrowed])
     opening = lead(report.samples)
     first = report.first_divergence
     if first is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -11,10 +12,22 @@ if TYPE_CHECKING:
 
     from layerdiff.backends import Backend
     from layerdiff.candidate import Candidate
+    from layerdiff.fp32 import Setting
     from layerdiff.model import Noise, Reference
     from layerdiff.samples import Sample
 
     Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Unstable:
+    """The values that another run from another random state gives otherwise, each with its largest distance.
+
+    `kernels` are the operators at which two runs from one random state begin to differ, though they draw nothing.
+    """
+
+    moved: Mapping[int, float] = field(default_factory=dict)
+    kernels: frozenset[int] = frozenset()
 
 
 class ReferenceSide(Protocol):
@@ -31,6 +44,11 @@ class ReferenceSide(Protocol):
         ...
 
     @property
+    def device(self) -> str:
+        """Where it runs, and where inputs that are given as arrays are put."""
+        ...
+
+    @property
     def warnings(self) -> tuple[str, ...]:
         """What a reader of the report must know about it."""
         ...
@@ -43,8 +61,15 @@ class ReferenceSide(Protocol):
         """The dataflow graph of one run."""
         ...
 
-    def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
-        """The values that another run on the same sample gives otherwise, because an operator draws at random."""
+    def unstable(self, sample: Sample, reference: Reference) -> Unstable:
+        """What another run on the same sample gives otherwise."""
+        ...
+
+    def as_set(self, sample: Sample, reference: Reference) -> Mapping[Setting, Mapping[int, float]]:
+        """How far values are from the reference, which computes in float32, where a setting lets torch do it in less.
+
+        One setting at a time; none that does not concern the reference's device.
+        """
         ...
 
     def noise_floor(self, sample: Sample, reference: Reference) -> Mapping[int, Noise]:

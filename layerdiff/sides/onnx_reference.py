@@ -21,7 +21,9 @@ from layerdiff.graph import RANDOM, Graph, load
 from layerdiff.measure import limit_for
 from layerdiff.model import Operand, Reference, Replay, Site, Value
 from layerdiff.operators import ONNX
+from layerdiff.rerun import distance
 from layerdiff.samples import feeds_for
+from layerdiff.sides.base import Unstable
 from layerdiff.sides.onnx_scopes import calls_of, scopes_of
 from layerdiff.sides.onnx_twin import noise_floor_of
 from layerdiff.store import Made
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     import onnx
 
     from layerdiff.backends import Backend
+    from layerdiff.fp32 import Setting
     from layerdiff.graph import Node
     from layerdiff.model import Noise
     from layerdiff.samples import Sample
@@ -55,6 +58,7 @@ class OnnxReference:
     """A graph that is right by definition, and the runtime that runs it."""
 
     kind = "ONNX"
+    device = "cpu"
 
     def __init__(
         self,
@@ -89,13 +93,19 @@ class OnnxReference:
         """The dataflow graph of one run without optimisations."""
         return _Builder(self._with(sample)).reference()
 
-    def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
-        """The values that a second run gives otherwise."""
+    def unstable(self, sample: Sample, reference: Reference) -> Unstable:
+        """What a second run gives otherwise, where a node draws at random."""
         if not any(site.op.removeprefix(ONNX) in RANDOM for site in reference.sites):
-            return frozenset()
+            return Unstable()
         again = self.capture(sample)
         arrays = ((a.index, a.array, b.array) for a, b in zip(reference.values, again.values, strict=True))
-        return frozenset(i for i, a, b in arrays if a is not None and b is not None and not np.array_equal(a, b))
+        gaps = {index: distance(a, b) for index, a, b in arrays if a is not None and b is not None}
+        return Unstable({index: gap for index, gap in gaps.items() if gap > 0})
+
+    def as_set(self, sample: Sample, reference: Reference) -> Mapping[Setting, Mapping[int, float]]:
+        """Nothing: the settings are torch's."""
+        del sample, reference
+        return {}
 
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every tensor to a run in float64, node by node."""

@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError
+from layerdiff.fp32 import full_float32
 from layerdiff.sides.torch_nodes import STEP, run
 from layerdiff.tensors import named_tensors, to_array
 from layerdiff.untouched import uncompiled, untouched
@@ -92,6 +93,7 @@ class _Shipped:
         with ExitStack() as stack:
             stack.enter_context(untouched(module))
             stack.enter_context(torch.no_grad())
+            stack.enter_context(full_float32())
             if not self._compiled:
                 stack.enter_context(uncompiled(module))
             try:
@@ -117,7 +119,7 @@ class _Replayed:
         values |= {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in stored}
         nodes = _needed(self._model.graph.node, set(names))
         last = {name: at for at, node in enumerate(nodes) for name in node.input}
-        with torch.no_grad():
+        with torch.no_grad(), full_float32():
             for at, node in enumerate(nodes):
                 values |= self._made(node, values)
                 for name in set(node.input).difference(names):

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
-from layerdiff.alone import ALONE
 from layerdiff.capture import capture
+from layerdiff.errors import ReferenceFailedError
+from layerdiff.fp32 import narrow_settings
 from layerdiff.noise import draws, noise_floor
+from layerdiff.rerun import begins, moved
 from layerdiff.samples import named_arguments
-from layerdiff.tensors import to_array
+from layerdiff.sides.base import Unstable
+from layerdiff.tensors import tensors_in, to_array
+from layerdiff.untouched import other_seeds
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import numpy as np
     from torch import nn
 
+    from layerdiff.fp32 import Setting
     from layerdiff.model import Noise, Reference, Replay
     from layerdiff.samples import Sample
     from layerdiff.store import Store
@@ -39,6 +47,12 @@ class TorchReference:
         self.label = label
         self.warnings = (*_training_warning(model), *warnings)
 
+    @property
+    def device(self) -> str:
+        """The one device that all parameters and buffers are on; else the CPU."""
+        devices = {str(tensor.device) for tensor in _state(self._model)}
+        return devices.pop() if len(devices) == 1 else "cpu"
+
     def feeds(self, sample: Sample) -> dict[str, Array]:
         """The tensors of the sample under the names of forward's arguments."""
         given = named_arguments(sample, self._model)
@@ -46,19 +60,34 @@ class TorchReference:
 
     def capture(self, sample: Sample) -> Reference:
         """The dataflow graph of one forward pass."""
-        return capture(self._model, sample.args, sample.kwargs, self._store)
+        try:
+            return capture(self._model, sample.args, sample.kwargs, self._store)
+        except ReferenceFailedError as error:
+            given = {str(t.device) for t in tensors_in((sample.args, dict(sample.kwargs)))}
+            if given <= {self.device}:
+                raise
+            raise ReferenceFailedError(
+                f"{error}; the model is on {self.device} and the inputs are on {', '.join(sorted(given))}: move them "
+                f"there with .to({self.device!r}), or give arrays, which are put there"
+            ) from error.__cause__
 
-    def unstable(self, sample: Sample, reference: Reference) -> frozenset[int]:
-        """The values that differ in a second run from another seed; none where no operator draws at random."""
-        if not any(site.replay is not None and _draws(site.replay) for site in reference.sites):
-            return frozenset()
-        with ALONE, torch.random.fork_rng():
-            torch.manual_seed(torch.initial_seed() + 1)
-            again = self.capture(sample)
-        if len(again.values) != len(reference.values):  # which way it went was drawn, too
-            return frozenset(value.index for value in reference.values if not value.constant)
-        pairs = zip(reference.values, again.values, strict=True)
-        return frozenset(a.index for a, b in pairs if a.array is not None and not _equal(a.array, b.array))
+    def unstable(self, sample: Sample, reference: Reference) -> Unstable:
+        """What differs in a second run from other seeds; if anything does, also in a third from the first one's."""
+        with other_seeds():
+            found = moved(self._model, sample.args, sample.kwargs, reference)
+        if not found:
+            return Unstable()
+        repeated = moved(self._model, sample.args, sample.kwargs, reference)
+        kernels = (s.index for s in begins(reference, repeated) if s.replay is not None and not _draws(s.replay))
+        return Unstable(found, frozenset(kernels))
+
+    def as_set(self, sample: Sample, reference: Reference) -> Mapping[Setting, Mapping[int, float]]:
+        """How far values are from the reference with each setting that lets torch compute float32 in less."""
+        devices = {tensor.device.type for tensor in _state(self._model)} or {"cpu"}
+        return {
+            setting: moved(self._model, sample.args, sample.kwargs, reference, (setting,))
+            for setting in narrow_settings(devices)
+        }
 
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every value to its float64 shadow."""
@@ -69,8 +98,8 @@ def _draws(replay: Replay) -> bool:
     return hasattr(replay.function, "tags") and draws(replay.function, replay.args, dict(replay.kwargs))
 
 
-def _equal(array: Array, other: Array | None) -> bool:
-    return other is not None and np.array_equal(array, other, equal_nan=array.dtype.kind in "fc")
+def _state(model: nn.Module) -> Iterator[torch.Tensor]:
+    return chain(model.parameters(), model.buffers())
 
 
 def _training_warning(model: nn.Module) -> tuple[str, ...]:
