@@ -149,11 +149,12 @@ def _replay(
         raise _NotReplayableError
     function = site.replay.function
     args, kwargs = tree_map_only(Operand, node_of, (site.replay.args, dict(site.replay.kwargs)))
+    args, kwargs = tree_map_only(torch.device, lambda _: torch.device("cpu"), (args, kwargs))  # exporters run it there
     if any(isinstance(leaf, torch.ScriptObject) for leaf in tree_leaves((args, kwargs))):  # no code can spell it
         raise _NotReplayableError
     if isinstance(function, nn.Module):
         name = f"module_{site.index}"
-        root.add_module(name, copy.deepcopy(function))  # the caller's stays in the mode that it is in
+        root.add_module(name, copy.deepcopy(function).cpu())  # the caller's stays in the mode that it is in
         node = graph.call_module(name, args, kwargs)
         count = 2
     else:
@@ -224,11 +225,17 @@ def _log_softmax(x: Any, dim: int, _half_to_float: bool) -> Any:  # noqa: FBT001
     return F.log_softmax(x, dim)
 
 
-def _attention(q: Any, k: Any, v: Any, dropout: float = 0.0, causal: bool = False, **rest: Any) -> tuple[Any, ...]:  # noqa: FBT001, FBT002
+def _attention(q: Any, k: Any, v: Any, dropout: float = 0.0, *flags: Any, **rest: Any) -> tuple[Any, ...]:
     del dropout
+    causal = bool(flags[0]) if flags else bool(rest.get("is_causal"))
     mask, scale = rest.get("attn_mask"), rest.get("scale")
     k, v = _shared_heads(q, k, v)
     return (F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale),)
+
+
+def _masked_attention(q: Any, k: Any, v: Any, mask: Any, *rest: Any, **more: Any) -> tuple[Any, ...]:
+    """With a mask, whether sums are wanted (left out), and the dropout, as on CUDA."""
+    return _attention(q, k, v, *rest[1:3], attn_mask=mask, **more)
 
 
 def _math_attention(q: Any, k: Any, v: Any, mask: Any = None, *rest: Any, **more: Any) -> tuple[Any, ...]:
@@ -302,6 +309,7 @@ _RAISED = _operators(
         "native_batch_norm": _batch_norm,
         "_native_batch_norm_legit": _batch_norm,
         "cudnn_batch_norm": _batch_norm,
+        "miopen_batch_norm": _batch_norm,
         "_native_batch_norm_legit_no_training": _batch_norm_without_training,
         "native_layer_norm": _layer_norm,
         "native_group_norm": _group_norm,
@@ -318,6 +326,9 @@ _RAISED = _operators(
         "_safe_softmax": lambda x, dim, *_: F.softmax(x, dim),
         "_log_softmax": _log_softmax,
         "_scaled_dot_product_flash_attention_for_cpu": _attention,
+        "_scaled_dot_product_flash_attention": _attention,
+        "_scaled_dot_product_efficient_attention": _masked_attention,
+        "_scaled_dot_product_cudnn_attention": _masked_attention,
         "_scaled_dot_product_attention_math": _math_attention,
         "upsample_nearest1d": _resized("nearest"),
         "upsample_nearest2d": _resized("nearest"),

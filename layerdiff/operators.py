@@ -148,10 +148,18 @@ _TORCH_NAMES = {
     "Conv": "convolution", "BatchNormalization": "native_batch_norm", "Pad": "constant_pad_nd", "Gather": "embedding",
     "Gemm": "addmm", "MatMul": "mm", "ArgMax": "argmax", "ArgMin": "argmin", "TopK": "topk",
 }  # fmt: skip
+# What torch calls an operator where a kernel of the GPU computes it.
+_ON_GPUS = {
+    "cudnn_batch_norm": "native_batch_norm",
+    "miopen_batch_norm": "native_batch_norm",
+    "_scaled_dot_product_flash_attention": "scaled_dot_product_attention",
+    "_scaled_dot_product_efficient_attention": "scaled_dot_product_attention",
+    "_scaled_dot_product_cudnn_attention": "scaled_dot_product_attention",
+}
 # Operators of torch that do the same in another way: eight bits, another kernel.
 _TORCH_KIN: tuple[frozenset[str], ...] = (
     frozenset({"addmm", "mm", "bmm", "matmul", "linear", "linear_dynamic", "linear_relu_dynamic"}),
-    frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training", "cudnn_batch_norm", "batch_norm"}),
+    frozenset({"native_batch_norm", "_native_batch_norm_legit_no_training", "batch_norm"}),
     frozenset({"convolution", "_convolution", "mkldnn_convolution", "_slow_conv2d_forward"}),
     frozenset({"nn.LSTM", "nn.GRU", "nn.RNN"}),
     *(torch_ops for torch_ops, _ in _KIN),
@@ -167,6 +175,7 @@ def base_name(op: str) -> str:
     if op.startswith(ONNX):
         return _TORCH_NAMES.get(op.removeprefix(ONNX), op)
     name = op.split(".")[1] if "." in op else op
+    name = _ON_GPUS.get(name, name)
     return name if name in RESHAPING or name.startswith("_") else name.rstrip("_")
 
 

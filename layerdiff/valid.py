@@ -69,7 +69,7 @@ def _of_sample(valid: Any, sample: int) -> Mapping[str, Any]:
 
 def _as_mask(reference: Reference, name: str, given: Any) -> Array:
     if given is not None:
-        return np.asarray(given, dtype=bool)
+        return np.asarray(given.cpu() if hasattr(given, "cpu") else given, dtype=bool)
     known = reference.values[reference.inputs[name]].array if name in reference.inputs else None
     if known is None:
         raise InputError(f"valid={name!r}: no input of that name; the inputs are {', '.join(reference.inputs)}")

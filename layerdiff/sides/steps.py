@@ -12,6 +12,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from layerdiff.calls import leaves_memory_unset, mutated_operands
 from layerdiff.tensors import named_tensors, tensors_in
 
+RandomStates = tuple[torch.Tensor, list[torch.Tensor]]  # of the CPU, and of every GPU
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -107,7 +109,7 @@ class _Call:
         return args, kwargs, fitted
 
 
-def operator(func: Any, args: Any, kwargs: Any, reads: tuple[int, ...], rng: torch.Tensor | None) -> Step:
+def operator(func: Any, args: Any, kwargs: Any, reads: tuple[int, ...], rng: RandomStates | None) -> Step:
     """An operator; one that writes to its operands gets copies, one that draws at random draws what it drew."""
     call = _Call(args, kwargs)
     # BatchNorm in train mode writes to its statistics, and its schema does not say so.
@@ -126,7 +128,7 @@ def operator(func: Any, args: Any, kwargs: Any, reads: tuple[int, ...], rng: tor
     return Step(run, reads)
 
 
-def module(inner: nn.Module, args: Any, kwargs: Any, reads: tuple[int, ...], rng: torch.Tensor) -> Step:
+def module(inner: nn.Module, args: Any, kwargs: Any, reads: tuple[int, ...], rng: RandomStates) -> Step:
     """A module that counts as one operator."""
     call = _Call(args, kwargs)
 
@@ -148,7 +150,7 @@ def update(reads: tuple[int, ...], old: Geometry | None, written: Sequence[Geome
             if place is None:
                 raise RuntimeError("a view of another type was written to; what it changed cannot be traced")
             to, of = place
-            base[to] = tensor.reshape(-1)[of].to(base.dtype)
+            base[to] = tensor.reshape(-1)[of].to(base)
         return [base.reshape(tensors[0].shape)]
 
     return Step(run, reads)
@@ -176,19 +178,31 @@ def _overlap(old: Geometry | None, written: Geometry | None) -> tuple[torch.Tens
     return to, found[to]
 
 
-def _random_state(rng: torch.Tensor | None) -> Any:
+def random_states() -> RandomStates:
+    """What the generators of the CPU and of every GPU in use will draw from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+
+
+def _restore(states: RandomStates) -> None:
+    host, devices = states
+    torch.set_rng_state(host)
+    if devices:
+        torch.cuda.set_rng_state_all(devices)
+
+
+def _random_state(rng: RandomStates | None) -> Any:
     return nullcontext() if rng is None else _Forked(rng)
 
 
 class _Forked:
     """Draw from a recorded state, and leave the present one alone."""
 
-    def __init__(self, state: torch.Tensor) -> None:
-        self._state = state
+    def __init__(self, states: RandomStates) -> None:
+        self._states = states
 
     def __enter__(self) -> None:
-        self._before = torch.get_rng_state()
-        torch.set_rng_state(self._state)
+        self._before = random_states()
+        _restore(self._states)
 
     def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self._before)
+        _restore(self._before)

@@ -13,7 +13,7 @@ import torch
 
 from layerdiff.capture import Recorder, record
 from layerdiff.sides import steps
-from layerdiff.sides.steps import Geometry, Step
+from layerdiff.sides.steps import Geometry, RandomStates, Step, random_states
 from layerdiff.tensors import to_array
 
 if TYPE_CHECKING:
@@ -52,15 +52,15 @@ class _TapeRecorder(Recorder):
         self.constants: dict[int, torch.Tensor] = {}
         self.packed: dict[int, dict[str, Array]] = {}
         self._geometry: dict[int, Geometry | None] = {}
-        self._modules: dict[int, tuple[nn.Module, Any, Any, torch.Tensor]] = {}
-        self._rng: torch.Tensor | None = None
+        self._modules: dict[int, tuple[nn.Module, Any, Any, RandomStates]] = {}
+        self._rng: RandomStates | None = None
 
     def keep(self, index: int, tensor: torch.Tensor) -> None:
         """Nothing: a replay gives all values."""
         del index, tensor
 
     def execute(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._rng = torch.get_rng_state() if torch.Tag.nondeterministic_seeded in func.tags else None
+        self._rng = random_states() if torch.Tag.nondeterministic_seeded in func.tags else None
         return func(*args, **kwargs)
 
     def _new_value(
@@ -106,7 +106,7 @@ class _TapeRecorder(Recorder):
         super()._begin(module, args, kwargs)
         call = self._stack[-1]
         if call.atomic:
-            self._modules[call.index] = (module, args, kwargs, torch.get_rng_state())
+            self._modules[call.index] = (module, args, kwargs, random_states())
 
     def _close_atomic(self, call: Any, outputs: list[torch.Tensor]) -> None:
         site = len(self._sites)

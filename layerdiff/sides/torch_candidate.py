@@ -55,7 +55,7 @@ class TorchCandidate:
         return Candidate(taped.model, graph, backend, fed, formats=taped.formats, store=self._store)
 
     def _recorded(self, given: Sample) -> tuple[Tape, Sample]:
-        """The tape, and the sample as the module took it: in its own float type where it takes no other."""
+        """The tape, and the sample as the module took it: in its own float type and on its device where need be."""
         try:
             return record_tape(self._plain, given.args, given.kwargs), given
         except ReferenceFailedError as error:
@@ -99,14 +99,15 @@ def _fitted(sample: Sample, feeds: Mapping[str, Array], module: nn.Module) -> Sa
 
 
 def _converted(sample: Sample, module: nn.Module) -> Sample | None:
-    """The sample with its floats in the one float type of the module's parameters; None where that changes nothing."""
-    found = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()}
-    if len(found) != 1:
+    """The sample on the one device of the module's parameters, its floats in their one type; None if there are more."""
+    state = [*module.parameters(), *module.buffers()]
+    types, devices = {t.dtype for t in state if t.is_floating_point()}, {t.device for t in state}
+    if len(types) != 1 or len(devices) != 1:
         return None
-    wanted = found.pop()
+    wanted, device = types.pop(), devices.pop()
 
     def convert(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(wanted) if tensor.is_floating_point() else tensor
+        return tensor.to(device, wanted) if tensor.is_floating_point() else tensor.to(device)
 
     args, kwargs = tree_map_only(torch.Tensor, convert, (sample.args, dict(sample.kwargs)))
     return Sample(args, kwargs)

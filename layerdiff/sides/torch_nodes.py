@@ -53,6 +53,7 @@ def run(op: str, attributes: Mapping[str, str], tensors: Sequence[torch.Tensor])
     names = attributes[OPERANDS].split(",") if attributes.get(OPERANDS) else []
     if function is None or len(names) != len(tensors):
         raise BackendError(f"torch cannot run {op} with {len(tensors)} operands from its name alone")
+    tensors = _together(tensors)
     given: dict[str, Any] = {n: _read(text) for n, text in attributes.items() if n not in (STEP, OPERANDS)}
     for argument in function._schema.arguments:  # noqa: SLF001
         own = [t for name, t in zip(names, tensors, strict=True) if name == argument.name]
@@ -60,6 +61,12 @@ def run(op: str, attributes: Mapping[str, str], tensors: Sequence[torch.Tensor])
             given[argument.name] = own if "List" in str(argument.type) else own[0]
     args, kwargs = _call(function, given)
     return steps.operator(function, args, kwargs, (), None).run(tensors)
+
+
+def _together(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Tensors on one device: what was put in from outside is on the CPU."""
+    device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
+    return tensors if device is None else [tensor.to(device) for tensor in tensors]
 
 
 def _call(function: Any, given: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:

@@ -44,9 +44,11 @@ class Network:
             return np.asarray(found)
         import torch
 
+        held = self.model.parameters() if isinstance(self.model, torch.nn.Module) else ()
+        device = next((parameter.device for parameter in held), "cpu")
         with torch.no_grad():
-            out = self.model(torch.from_numpy(batch))
-        return np.asarray((out[0] if isinstance(out, (list, tuple)) else out).numpy())
+            out = self.model(torch.from_numpy(batch).to(device))
+        return np.asarray((out[0] if isinstance(out, (list, tuple)) else out).cpu().numpy())
 
     def _opencv(self, batch: Array) -> Array:
         network = opencv().dnn.readNetFromONNX(str(self.model))
