@@ -37,6 +37,7 @@ from layerdiff.stability import (
     reference_narrowed,
     reference_not_deterministic,
     reference_random,
+    steady,
     swallowed,
 )
 
@@ -132,7 +133,7 @@ class Job:
             harmless=proven.harmless,
         )
         book = LayerBook(alignment, floor, accused, rounded)
-        own = _of_reference(run, shown, divergences)
+        own = _of_reference(run, shown, divergences, [e.diagnosis for e in explained])
         calls = book.calls()
         return Report(
             divergences=divergences,
@@ -207,14 +208,14 @@ class _OfReference:
     warnings: tuple[str, ...] = ()
 
 
-def _of_reference(run: Runner, shown: Judged, found: Sequence[Divergence]) -> _OfReference:
+def _of_reference(run: Runner, shown: Judged, found: Sequence[Divergence], causes: Sequence[Diagnosis]) -> _OfReference:
     """What the reference gives otherwise from run to run, or with torch's settings as they are."""
     side, reference, first = run.reference, shown.reference, found[0] if found else None
     limits = limits_for(reference, shown.floor, run.tolerance, shown.outputs.tensors)
     narrowed = reference_narrowed(reference, side.as_set(shown.sample, reference), limits)
     agrees = first is None and all(result.agrees for result in shown.results)
-    # What moves from run to run is taken for rounding, and may hide a difference.
-    if agrees and (run.tolerance is not None or not may_move(reference, side.device)):
+    # What moves from run to run is taken for rounding, and may hide a difference; what is proven it cannot explain.
+    if (agrees and run.tolerance is not None) or ((agrees or steady(causes)) and not may_move(reference, side.device)):
         return _OfReference(last=narrowed)
     unstable = side.unstable(shown.sample, reference)
     bare = limits_for(reference, {}, run.tolerance, shown.outputs.tensors)

@@ -28,7 +28,7 @@ from layerdiff.tiles import convolution
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from layerdiff.model import Reference
+    from layerdiff.model import Reference, Site
 
     Array = np.ndarray[Any, Any]
 
@@ -176,12 +176,20 @@ def _run(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     return func(*args, **kwargs)
 
 
-def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def draws_in(site: Site) -> bool:
+    """Whether a recorded operator draws random numbers."""
+    replay = site.replay
+    return (
+        replay is not None and hasattr(replay.function, "tags") and draws(replay.function, replay.args, replay.kwargs)
+    )
+
+
+def draws(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Whether an operator draws random numbers; attention is marked so for a dropout that is mostly off."""
     if torch.Tag.nondeterministic_seeded not in func.tags:
         return False
     names = [argument.name for argument in func._schema.arguments]  # noqa: SLF001
-    given = dict(zip(names, args, strict=False)) | kwargs
+    given = dict(zip(names, args, strict=False)) | dict(kwargs)
     return "dropout_p" not in names or given.get("dropout_p", 0.0) != 0
 
 

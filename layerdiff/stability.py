@@ -12,6 +12,7 @@ import numpy as np
 from layerdiff.graph import RANDOM
 from layerdiff.measure import scale_of
 from layerdiff.model import Diagnosis
+from layerdiff.noise import draws_in
 from layerdiff.rerun import begins
 
 if TYPE_CHECKING:
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from layerdiff.measure import Limit
     from layerdiff.model import Divergence, Reference, Site
     from layerdiff.sides import Unstable
+
+
+_STEADY = frozenset({"weights", "bn-folding", "epsilon", "padding", "pooling", "activation", "axis"})
 
 
 def random_diagnosis(candidate: Candidate, first: Divergence | None) -> Diagnosis | None:
@@ -96,8 +100,21 @@ def reference_not_deterministic(
 
 
 def may_move(reference: Reference, device: str) -> bool:
-    """Whether kernels ran that may give other numbers each time: on another device than the CPU, or not torch's own."""
-    return device != "cpu" or any(not site.op.startswith(("aten.", "nn.")) for site in reference.sites)
+    """Whether an operator draws at random, or runs where kernels need not be deterministic.
+
+    That is on another device than the CPU, or where the operator is not torch's own.
+    """
+    return device != "cpu" or any(
+        not site.op.startswith(("aten.", "nn.")) or draws_in(site) for site in reference.sites
+    )
+
+
+def steady(causes: Sequence[Diagnosis]) -> bool:
+    """Whether all causes are proven from parameters and attributes: a number that was drawn would not have come out.
+
+    One that NumPy drew may be taken for a constant of the model.
+    """
+    return bool(causes) and all(cause.verified and cause.cause in _STEADY for cause in causes)
 
 
 def swallowed(cause: Diagnosis, outputs: Iterable[Limit]) -> str:
@@ -120,7 +137,7 @@ def reference_narrowed(
         summary = (
             f"As torch is set here, PyTorch computes {setting.work} in {setting.format} ({setting.name}): its own "
             f"outputs are then off by max-abs {off:.2g}, {times:,.0f} × what rounding explains, beginning at {layer}. "
-            "The file is judged by what PyTorch computes in float32."
+            "What is compared here is what it computes in float32."
         )
         evidence = {"setting": setting.name, "format": setting.format, "max_abs": off, "times_limit": times}
         remedy = f"{setting.remedy}  # where the model runs"

@@ -57,17 +57,19 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
     ----------
     reference
         What is right: a module, the ``ExportedProgram`` that torch.export.export made of it, or an ONNX model (a path
-        or a ``ModelProto``). A module runs as it is (train or eval) and is left exactly as it was.
+        or a ``ModelProto``). A module runs as it is (train or eval), but computes float32 in full, and is left exactly
+        as it was.
     candidate
         What is judged: an exported model (a path, a ``ModelProto``, or the ``ONNXProgram`` that torch.onnx.export
         returns), or another module or program. It is never modified.
     inputs
         What the model is called with: a tensor, an array, a tuple of positional arguments, a dict of keyword
-        arguments, an ``.npy`` or ``.npz`` path, or an iterable of those for several samples. Every sample is judged;
-        the first that disagrees (else the one with the largest error) is examined layer by layer. A size that the
-        runtime refuses while another agrees is a finding, not an error. An `InputPair` (or several) holds what each
-        side is fed in practice: the two are compared first (`Report.inputs`), and both sides then run with the
-        expected one, so that the network is judged apart from what is around it.
+        arguments, an ``.npy`` or ``.npz`` path, or an iterable of those for several samples. Arrays are put on the
+        device of the reference, tensors stay where they are. Every sample is judged; the first that disagrees (else
+        the one with the largest error) is examined layer by layer. A size that the runtime refuses while another
+        agrees is a finding, not an error. An `InputPair` (or several) holds what each side is fed in practice: the two
+        are compared first (`Report.inputs`), and both sides then run with the expected one, so that the network is
+        judged apart from what is around it.
     tolerance
         "auto" judges every layer by its noise floor, the distance to its float64 twin; or a fixed `Tolerance`.
     backend

@@ -11,7 +11,7 @@ import torch
 from layerdiff.capture import capture
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.fp32 import narrow_settings
-from layerdiff.noise import draws, noise_floor
+from layerdiff.noise import draws_in, noise_floor
 from layerdiff.rerun import begins, moved
 from layerdiff.samples import named_arguments
 from layerdiff.sides.base import Unstable
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from layerdiff.fp32 import Setting
-    from layerdiff.model import Noise, Reference, Replay
+    from layerdiff.model import Noise, Reference
     from layerdiff.samples import Sample
     from layerdiff.store import Store
 
@@ -78,7 +78,7 @@ class TorchReference:
         if not found:
             return Unstable()
         repeated = moved(self._model, sample.args, sample.kwargs, reference)
-        kernels = (s.index for s in begins(reference, repeated) if s.replay is not None and not _draws(s.replay))
+        kernels = (site.index for site in begins(reference, repeated) if not draws_in(site))
         return Unstable(found, frozenset(kernels))
 
     def as_set(self, sample: Sample, reference: Reference) -> Mapping[Setting, Mapping[int, float]]:
@@ -92,10 +92,6 @@ class TorchReference:
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every value to its float64 shadow."""
         return noise_floor(self._model, sample.args, sample.kwargs, reference)
-
-
-def _draws(replay: Replay) -> bool:
-    return hasattr(replay.function, "tags") and draws(replay.function, replay.args, dict(replay.kwargs))
 
 
 def _state(model: nn.Module) -> Iterator[torch.Tensor]:
