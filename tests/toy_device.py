@@ -13,9 +13,10 @@ from torch import nn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 try:
+    from torch.utils.backend_registration import _DummyBackendModule, _DummyPrivateUse1Hook
     from torch.utils.backend_registration import _setup_privateuseone_for_python_backend as _set_up
-except ImportError:  # before torch 2.10
-    _set_up = None
+except ImportError:  # an older torch
+    _DummyBackendModule, _DummyPrivateUse1Hook, _set_up = object, object, None
 
 HERE = _set_up is not None
 # What takes operands of several devices, in torch, too.
@@ -23,10 +24,25 @@ _ANYWHERE = ("aten.copy_", "aten._to_copy")
 _kept: list[torch.library.Library] = []
 
 
+class _Unasked:
+    """Nobody is given the device who does not ask for it: other tests run in this process."""
+
+    def is_available(self) -> bool:
+        return False
+
+
+class _Module(_Unasked, _DummyBackendModule):
+    pass
+
+
+class _Hook(_Unasked, _DummyPrivateUse1Hook):
+    pass
+
+
 def device() -> torch.device:
     """The device, which torch is told of once in a process."""
     if not _kept:
-        _set_up("toy")
+        _set_up("toy", _Module(), _Hook())
         _kept.append(torch.library.Library("_", "IMPL"))
         _kept[0].fallback(_made_there, "PrivateUse1")
     return torch.device("toy:0")
