@@ -13,7 +13,7 @@ from layerdiff.graph import RANDOM
 from layerdiff.measure import scale_of
 from layerdiff.model import Diagnosis
 from layerdiff.noise import draws_in
-from layerdiff.rerun import begins
+from layerdiff.rerun import begins, is_loose
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -56,16 +56,19 @@ def reference_random(reference: Reference, unstable: Unstable, first: Divergence
     """The cause, where the reference draws at random; the rest is judged with one draw put in."""
     drawing = [site for site in begins(reference, unstable.moved) if site.index not in unstable.kernels]
     drawing += _readers(reference, unstable.moved)
+    if not drawing:  # it went another way
+        drawing = [site for site in reference.sites if unstable.moved and draws_in(site)]
     if not drawing:
         return None
     names = _layers(reference, drawing)
     dropout = any("Dropout" in reference.calls[site.owner].type for site in drawing)
     healed = first is not None and first.healed is not None and first.healed.agrees
     rest = " With its draw put in, the rest agrees." if healed else ""
+    does = "reads numbers from outside of torch that are others each time" if unstable.outside else "draws at random"
     return Diagnosis(
         cause="training-mode" if dropout else "random",
         layer=reference.layer_of(drawing[0]),
-        summary=f"Two runs of the reference differ: {', '.join(names[:3])} draws at random.{rest}",
+        summary=f"Two runs of the reference differ: {', '.join(names[:3])} {does}.{rest}",
         evidence={"layers": names, "unstable_values": len(unstable.moved)},
         remedy="model.eval()  # before layerdiff.trace"
         if dropout
@@ -100,13 +103,8 @@ def reference_not_deterministic(
 
 
 def may_move(reference: Reference, device: str) -> bool:
-    """Whether an operator draws at random, or runs where kernels need not be deterministic.
-
-    That is on another device than the CPU, or where the operator is not torch's own.
-    """
-    return device != "cpu" or any(
-        not site.op.startswith(("aten.", "nn.")) or draws_in(site) for site in reference.sites
-    )
+    """Whether an operator draws at random, or a kernel ran that need not be deterministic."""
+    return any(is_loose(site, device) or draws_in(site) for site in reference.sites)
 
 
 def steady(causes: Sequence[Diagnosis]) -> bool:
@@ -159,7 +157,7 @@ def _worst(reference: Reference, moved: Mapping[int, float], outputs: Mapping[in
 
 def _readers(reference: Reference, moved: Mapping[int, float]) -> list[Site]:
     """The first reader of each number that moves and comes from outside of torch: from Python or NumPy, say."""
-    outside = [v.index for v in reference.values if v.index in moved and v.site is None]
+    outside = [v.index for v in reference.values if v.index in moved and v.site is None and v.constant]
     readers = (next((site for site in reference.sites if value in site.inputs), None) for value in outside)
     return [site for site in readers if site is not None]
 

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from layerdiff import Tolerance
+from layerdiff.samples import Sample
+from layerdiff.sides import open_reference
 from tests.conftest import with_initializer
 from tests.zoo.exports import Exporter, export
 
@@ -133,6 +135,56 @@ def test_numbers_that_numpy_draws_are_no_kernel(trace: Trace) -> None:
     assert (cause.cause, cause.layer, cause.verified) == ("random", "2", True)
     assert "2 draws at random" in cause.summary
     assert np.array_equal(np.random.get_state()[1], before)  # noqa: NPY002
+
+
+class Counting(nn.Module):
+    """Adds up in a plain attribute what it has seen, unless it is exported."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.calls, self.rng = how, 0, np.random.default_rng(0)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.onnx.is_in_onnx_export():
+            return x * 1.0
+        self.calls += 1
+        if self.how == "number":
+            return x * (1 + 0.01 * self.calls)
+        if self.how == "longer":
+            for _ in range(self.calls):
+                x = x * 1.01
+            return x
+        return x * torch.from_numpy(1 + 0.1 * self.rng.random(x.shape)).float()
+
+
+def counting(how: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 8), Counting(how), nn.Linear(8, 4)).eval()
+
+
+def test_what_a_model_keeps_from_call_to_call_is_not_taken_for_a_draw(trace: Trace) -> None:
+    for how in ("number", "longer"):
+        model = counting(how)
+        report = trace(model, export(model, (X,), Exporter.TORCHSCRIPT), X)
+        assert report.first_divergence.layer == "1"
+        assert "random" not in {d.cause for d in report.diagnoses}
+
+
+def test_what_a_model_keeps_from_call_to_call_is_not_put_down_to_a_setting() -> None:
+    side, sample = open_reference(nn.Sequential(nn.ReLU(), Counting("number"))), Sample((X,))
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert list(side.as_set(sample, side.capture(sample)).values()) == [{}]
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_numbers_of_a_generator_that_goes_on_are_said_to_come_from_outside(trace: Trace) -> None:
+    model = counting("generator")
+    cause = trace(model, export(model, (X,), Exporter.TORCHSCRIPT), X).diagnoses[0]
+    assert (cause.cause, cause.layer) == ("random", "1")
+    assert "1 reads numbers from outside of torch that are others each time" in cause.summary
 
 
 def test_a_model_of_steady_kernels_is_not_run_again_where_nothing_else_can_be_found(trace: Trace) -> None:

@@ -23,11 +23,13 @@ if TYPE_CHECKING:
 class Unstable:
     """The values that another run from another random state gives otherwise, each with its largest distance.
 
-    `kernels` are the operators at which two runs from one random state begin to differ, though they draw nothing.
+    `kernels` are the operators at which two runs from one random state begin to differ, though they draw nothing;
+    `outside` the values that come from outside of torch, and are others in such a run.
     """
 
     moved: Mapping[int, float] = field(default_factory=dict)
     kernels: frozenset[int] = frozenset()
+    outside: frozenset[int] = frozenset()
 
 
 class ReferenceSide(Protocol):

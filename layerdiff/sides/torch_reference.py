@@ -12,7 +12,7 @@ from layerdiff.capture import capture
 from layerdiff.errors import ReferenceFailedError
 from layerdiff.fp32 import narrow_settings
 from layerdiff.noise import draws_in, noise_floor
-from layerdiff.rerun import begins, moved
+from layerdiff.rerun import begins, is_loose, moved
 from layerdiff.samples import named_arguments
 from layerdiff.sides.base import Unstable
 from layerdiff.tensors import tensors_in, to_array
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 log = logging.getLogger("layerdiff")
+
+
+# How many times farther than without it a value must be with a setting, to be put down to it.
+MORE = 4.0
 
 
 class TorchReference:
@@ -72,22 +76,33 @@ class TorchReference:
             ) from error.__cause__
 
     def unstable(self, sample: Sample, reference: Reference) -> Unstable:
-        """What differs in a second run from other seeds; if anything does, also in a third from the first one's."""
+        """What differs in a second run from other seeds; if anything does, also in a third from the first one's.
+
+        Nothing where the third run differs at an operator that is deterministic: the model keeps something from call
+        to call.
+        """
         with other_seeds():
             found = moved(self._model, sample.args, sample.kwargs, reference)
         if not found:
             return Unstable()
         repeated = moved(self._model, sample.args, sample.kwargs, reference)
-        kernels = (site.index for site in begins(reference, repeated) if not draws_in(site))
-        return Unstable(found, frozenset(kernels))
+        outside = frozenset(i for i in repeated if reference.values[i].site is None)
+        kernels = [site for site in begins(reference, repeated) if not draws_in(site)]
+        if any(not is_loose(site, self.device) for site in kernels) or (repeated and not kernels and not outside):
+            return Unstable()
+        return Unstable(found, frozenset(site.index for site in kernels), outside)
 
     def as_set(self, sample: Sample, reference: Reference) -> Mapping[Setting, Mapping[int, float]]:
-        """How far values are from the reference with each setting that lets torch compute float32 in less."""
+        """How far values are from the reference with each setting that lets torch compute float32 in less.
+
+        What is about as far from it in another run without the setting is left out.
+        """
         devices = {tensor.device.type for tensor in _state(self._model)} or {"cpu"}
-        return {
-            setting: moved(self._model, sample.args, sample.kwargs, reference, (setting,))
-            for setting in narrow_settings(devices)
-        }
+        found = {s: moved(self._model, sample.args, sample.kwargs, reference, (s,)) for s in narrow_settings(devices)}
+        if not any(found.values()):
+            return {}
+        own = moved(self._model, sample.args, sample.kwargs, reference)
+        return {s: {i: gap for i, gap in gaps.items() if gap > MORE * own.get(i, 0.0)} for s, gaps in found.items()}
 
     def noise_floor(self, sample: Sample, reference: Reference) -> dict[int, Noise]:
         """The distance of every value to its float64 shadow."""
