@@ -53,6 +53,8 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
 ) -> Report:
     """The first layer at which a model disagrees with the one it was made from, with proof.
 
+    Ctrl-C ends a stream of samples with a report on those before, and the search for a cause with a report without one.
+
     Parameters
     ----------
     reference
@@ -96,8 +98,6 @@ def trace(  # noqa: PLR0913  the one function that may have more than five param
         portions; the answer is the same. One run of each side as it ships, with its weights, must fit.
     progress
         Show a progress bar on stderr.
-
-    Ctrl-C ends a stream of samples with a report on those before, and the search for a cause with a report without one.
 
     Raises
     ------
