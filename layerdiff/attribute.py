@@ -129,7 +129,7 @@ def _takers(reference: Reference, maker: int, readers: list[Site]) -> list[int]:
 
 
 def _family(alignment: Alignment, value: int) -> set[int]:
-    return set(alignment.families[value].members) if value in alignment.families else {value}
+    return set(alignment.families.members(value))
 
 
 def _before_casts(alignment: Alignment, value: int) -> set[int]:

@@ -79,8 +79,7 @@ def explained(
 
 def clipped(alignment: Alignment, value: int) -> tuple[int, ...]:
     """What the model's only reader makes of a value, where that clips it: a quantiser lets the range do its work."""
-    family = alignment.families.get(value)
-    members = set(family.members if family else [value])
+    members = set(alignment.families.members(value))
     readers = [site for site in alignment.reference.sites if members.intersection(site.inputs)]
     readers = [site for site in readers if not members.issuperset(site.outputs)]
     return readers[0].outputs[:1] if len(readers) == 1 and base_name(readers[0].op) in CLIPS else ()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.layout import turned
+from layerdiff.align.structure import Families
 from layerdiff.align.values import same_in, same_numbers
 from layerdiff.model import Evidence, Pair
 from layerdiff.store import Made
@@ -15,7 +16,6 @@ from layerdiff.store import Made
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from layerdiff.align import structure
     from layerdiff.align.weights import Tie
     from layerdiff.candidate import Candidate
     from layerdiff.layout import Axes
@@ -46,7 +46,8 @@ class Alignment:
     isolated_matches: dict[int, list[str]] = field(default_factory=dict)
     isolated: Mapping[str, Array] = field(default_factory=dict)
     tied: dict[tuple[int, int], dict[str, Tie]] = field(default_factory=dict)
-    families: dict[int, structure.Family] = field(default_factory=dict)
+    families: Families[int] = field(default_factory=Families)
+    tensor_families: Families[str] = field(default_factory=Families)
     unconfirmed: frozenset[int] = frozenset()
     added: Mapping[int, Limit] = field(default_factory=dict)
 
@@ -96,8 +97,7 @@ class Alignment:
 
     def root(self, value: int) -> int:
         """The value that was computed, of all those that are only reshapes of it."""
-        family = self.families.get(value)
-        return int(family.members[0]) if family else value
+        return self.families.root(value)
 
     def expected_for(self, tensor: str, value: int, axes: tuple[int, ...] | None = None) -> Array:
         """A reference value in the shape and type of a tensor, its axes permuted first where `axes` says so."""

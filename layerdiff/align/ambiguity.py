@@ -10,44 +10,41 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from layerdiff.align.structure import tensor_families
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from layerdiff.align.structure import Family
+    from layerdiff.align.structure import Families
     from layerdiff.candidate import Candidate
 
 
 def in_order(
-    matched: Mapping[int, list[str]], families: Mapping[int, Family], candidate: Candidate
+    matched: Mapping[int, list[str]], values: Families[int], tensors: Families[str], candidate: Candidate
 ) -> dict[int, list[str]]:
     """The matches, without those that cross the order of computation in a group of equals."""
     graph = candidate.graph
-    owners = {name: family.members[0] for name, family in tensor_families(graph, candidate.moving).items()}
-    roots = {value: families[value].members[0] if value in families else value for value in matched}
-    live = {name for name in owners if graph.is_live(name)}
+    roots = {value: values.root(value) for value in matched}
+    owners = {name: tensors.root(name) for names in matched.values() for name in names if graph.is_live(name)}
     position = {name: i for i, name in enumerate([*(port.name for port in graph.inputs), *graph.computed])}
     allowed: dict[int, set[str]] = {}
-    for values, tensors in _groups(matched, roots, owners, live):
-        if len(tensors) > 1 and len(values) in (1, len(tensors)):
-            ordered = sorted(tensors, key=lambda name: position.get(name, -1))
-            allowed |= {value: {name} for value, name in zip(sorted(values), ordered, strict=False)}
+    for some, made in _groups(matched, roots, owners):
+        if len(made) > 1 and len(some) in (1, len(made)):
+            ordered = sorted(made, key=lambda name: position.get(name, -1))
+            allowed |= {value: {name} for value, name in zip(sorted(some), ordered, strict=False)}
     found = {}
     for value, names in matched.items():
         keep = allowed.get(roots[value])
-        kept = [n for n in names if keep is None or n not in live or owners[n] in keep]
+        kept = [n for n in names if keep is None or n not in owners or owners[n] in keep]
         found[value] = kept or names
     return found
 
 
 def _groups(
-    matched: Mapping[int, list[str]], roots: Mapping[int, int], owners: Mapping[str, str], live: set[str]
+    matched: Mapping[int, list[str]], roots: Mapping[int, int], owners: Mapping[str, str]
 ) -> list[tuple[set[int], set[str]]]:
     """Connected sets of computed values and several live computed tensors that match each other."""
     partners: dict[int, set[str]] = {}
     for value, names in matched.items():
-        partners.setdefault(roots[value], set()).update(owners[n] for n in names if n in live)
+        partners.setdefault(roots[value], set()).update(owners[n] for n in names if n in owners)
     readers: dict[str, list[int]] = {}
     for root, owned in partners.items():
         for name in owned:

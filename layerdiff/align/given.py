@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def settle(found: Alignment, given: Mapping[int, Pair]) -> None:
     """Enter the given pairs, and take out what contradicts them."""
     for value, pair in given.items():
-        family = set(found.families[value].members) if value in found.families else {value}
+        family = set(found.families.members(value))
         for other, names in found.matched.items():
             if other not in family and pair.tensor in names:
                 found.matched[other] = [name for name in names if name != pair.tensor]

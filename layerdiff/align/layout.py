@@ -50,7 +50,7 @@ def layouts(
     graph, tapped = candidate.graph, candidate.tapped
     plain = {name for names in matched.values() for name in names} | {port.name for port in graph.outputs}
     seen = [n for n, a in tapped.items() if n not in plain and a.ndim in RANKS and a.dtype.kind == "f"]
-    found = _by_values(known, Made(dict.fromkeys(seen), lambda name: tapped[name]), limits)
+    found = _by_values(known, Made(dict.fromkeys(seen), lambda name: tapped[name]), limits) if seen else {}
     if not found:
         return {}
     _Carrier(graph, tapped, found, {array.shape for array in known.values()}).carry_on(plain)

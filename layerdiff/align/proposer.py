@@ -32,9 +32,7 @@ class Proposer:
         self._alignment = alignment
         self._reference, self._graph = alignment.reference, alignment.candidate.graph
         self._value_families = alignment.families
-        self._tensor_families = structure.tensor_families(self._graph, alignment.candidate.moving)
-        self._value_order = structure.value_order(self._reference)
-        self._tensor_order = structure.tensor_order(self._graph)
+        self._tensor_families = alignment.tensor_families
         self._refuted: set[tuple[int, str]] = set()
         self._held: set[int] = set()
         self._folded_away = self._convolutions_before_folded_norms()
@@ -63,7 +61,8 @@ class Proposer:
         """Add the best order-keeping proposals for all that is open."""
         values, tensors = self._open_values(), list(self.open_tensors())
         is_open = set(tensors)
-        tensors = [t for t in self._tensor_order if t in is_open and self._tensor_families[t].members[0] == t]
+        in_order = structure.tensor_order(self._graph)
+        tensors = [t for t in in_order if t in is_open and self._tensor_families.root(t) == t]
         if not values or not tensors:
             return
         scores = Scores(self._alignment, self._tensor_families, self._folded_away, self._refuted)
@@ -96,25 +95,25 @@ class Proposer:
         """The values of every family of which nothing is paired."""
         paired = set(self._alignment.matched) | set(self._alignment.isolated_matches)
         paired |= set(self._alignment.proposed) | set(self._alignment.outputs)
-        return {value for value, family in self._value_families.items() if not paired.intersection(family.members)}
+        families = self._value_families
+        return {value for value in families if paired.isdisjoint(families.members(value))}
 
     def _open_values(self) -> list[int]:
         """The first member of every family of which nothing is paired, in canonical order."""
         unpaired = self.unpaired_values()
         found = []
-        for value in self._value_order:
-            family = self._value_families.get(value)
+        for value in structure.value_order(self._reference) if unpaired else ():
             known = self._reference.values[value]
-            if family is None or family.members[0] != value or known.array is None or known.site is None:
+            if value not in unpaired or self._value_families.root(value) != value or known.site is None:
                 continue
-            if value in unpaired and known.array.size:
+            if known.array is not None and known.array.size:
                 found.append(value)
         return found
 
     def open_tensors(self) -> Mapping[str, Array]:
         """The live tensors of which nothing is paired, with their numbers in the latest run."""
         found, tapped = self._alignment, self._alignment.candidate.tapped
-        taken = {name for family in map(self._tensor_families.get, found.forced()) if family for name in family.members}
+        taken = {name for tensor in found.forced() for name in self._tensor_families.members(tensor)}
         names = [n for n in self._graph.computed if self._graph.is_live(n) and n not in taken and n in tapped]
         return Made(dict.fromkeys(names), lambda name: found.isolated[name] if name in found.isolated else tapped[name])
 
@@ -170,6 +169,5 @@ class Proposer:
         for tensor, value in forced.items():
             if found.holds_in(found.isolated, value, tensor):
                 _, start = self._graph.region(tensor, forced)
-                family = self._tensor_families.get(tensor)
-                confirmed |= start - set(family.members if family else ())
+                confirmed |= start.difference(self._tensor_families.members(tensor))
         return confirmed

@@ -14,7 +14,7 @@ from layerdiff.align.weights import Tie
 from layerdiff.operators import base_name, is_batch_norm, likeness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
     from layerdiff.align.alignment import Alignment
     from layerdiff.graph import Node
@@ -39,7 +39,7 @@ class Scores:
     def __init__(
         self,
         alignment: Alignment,
-        families: Mapping[str, structure.Family],
+        families: structure.Families[str],
         folded_away: Collection[int],
         refuted: Collection[tuple[int, str]],
     ) -> None:
@@ -132,11 +132,11 @@ class Scores:
         return self._graph.nodes[self._graph.producer[tensor]]
 
     def _shapes_of(self, value: int) -> frozenset[tuple[int, ...]]:
-        return frozenset(self._reference.values[v].shape for v in self._alignment.families[value].members)
+        return frozenset(self._reference.values[v].shape for v in self._alignment.families.members(value))
 
     def _shapes_at(self, tensor: str) -> frozenset[tuple[int, ...]]:
         tapped = self._alignment.candidate.tapped
-        return frozenset(tapped[t].shape for t in self._families[tensor].members if t in tapped)
+        return frozenset(tapped[t].shape for t in self._families.members(tensor) if t in tapped)
 
     def _likenesses(self, values: Sequence[int], tensors: Sequence[str]) -> Array:
         """How alike the numbers of each value and tensor are; NaN where they are not as many, or of another kind."""

@@ -83,8 +83,10 @@ def _by_values(
     plain = match_values(known, candidate.tapped, limits)
     foreign = layouts(known, plain, candidate, limits)
     candidate = candidate.in_layout(foreign)
-    matched = in_order(match_values(known, candidate.tapped, limits) if foreign else plain, families, candidate)
-    matched = step_by_step(matched, reference, families, candidate)
+    matched = match_values(known, candidate.tapped, limits) if foreign else plain
+    tensors = structure.tensor_families(candidate.graph, candidate.moving)
+    matched = in_order(matched, families, tensors, candidate)
+    matched = step_by_step(matched, reference, families, tensors, candidate)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)
     for value, name in comparable.items():
@@ -98,7 +100,9 @@ def _by_values(
     fixed = Shelf({index: one for index, one in held.items() if math.prod(one.shape) > 1})
     constants = match_values(fixed, candidate.constants, limits)
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
-    return Alignment(reference, candidate, limits, comparable, matched, misshapen, constants, families=families)
+    found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants)
+    found.families, found.tensor_families = families, tensors
+    return found
 
 
 def _completed(found: Alignment, known: Shelf[int]) -> Alignment:

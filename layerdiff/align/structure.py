@@ -8,15 +8,15 @@ and how the values correlate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
 from layerdiff.operators import is_reshaping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
     from layerdiff.graph import Graph
     from layerdiff.model import Reference
@@ -24,40 +24,69 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-@dataclass(slots=True)
-class Family:
-    """Values (or tensors) that hold the same numbers because only reshapes lie between them; the first was computed."""
-
-    members: list[Any] = field(default_factory=list)
+K = TypeVar("K")
 
 
-def value_families(reference: Reference) -> dict[int, Family]:
+class Families(Generic[K]):
+    """Values (or tensors) that hold the same numbers because only reshapes lie between them; the first was computed.
+
+    Most have a family of their own: nothing is kept of what would be a list of one.
+    """
+
+    def __init__(self) -> None:
+        self._roots: dict[K, K] = {}
+        self._members: dict[K, list[K]] = {}
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._roots
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._roots)
+
+    def add(self, name: K, source: K | None = None) -> None:
+        """Take one in that is only a reshape of another, or was computed."""
+        root = self._roots[name] = name if source is None else self._roots[source]
+        if root != name:
+            self._members.setdefault(root, [root]).append(name)
+
+    def root(self, name: K) -> K:
+        """The one that was computed, of all those that are only reshapes of it."""
+        return self._roots.get(name, name)
+
+    def members(self, name: K) -> Sequence[K]:
+        """All that hold the same numbers, that which was computed first."""
+        root = self.root(name)
+        return self._members.get(root, (root,))
+
+
+def value_families(reference: Reference) -> Families[int]:
     """The family of every value that depends on the inputs."""
-    families: dict[int, Family] = {}
+    families: Families[int] = Families()
     for value in reference.values:
         if value.constant:
             continue
         site = reference.producer(value.index)
         source = site.inputs[0] if site is not None and is_reshaping(site.op) and site.inputs else None
-        keeps = source in families and np.prod(reference.values[source].shape) == np.prod(value.shape)
-        family = families[source] if keeps and source is not None else Family()
-        family.members.append(value.index)
-        families[value.index] = family
+        keeps = source is not None and source in families and _size(reference, source) == _size(reference, value.index)
+        families.add(value.index, source if keeps else None)
     return families
 
 
-def tensor_families(graph: Graph, moving: Collection[int] = ()) -> dict[str, Family]:
+def _size(reference: Reference, value: int) -> int:
+    return int(math.prod(reference.values[value].shape))
+
+
+def tensor_families(graph: Graph, moving: Collection[int] = ()) -> Families[str]:
     """The family of every computed tensor and graph input; `moving` are Transposes that count as reshapes."""
-    families: dict[str, Family] = {port.name: Family([port.name]) for port in graph.inputs}
+    families: Families[str] = Families()
+    for port in graph.inputs:
+        families.add(port.name)
     for node in graph.nodes:
         for name in node.outputs:
             if not name or name in graph.constant:
                 continue
             keeps = node.inputs and (is_reshaping(node.op) or node.index in moving)
-            source = node.inputs[0] if keeps else None
-            family = families.get(source, Family()) if source is not None else Family()
-            family.members.append(name)
-            families[name] = family
+            families.add(name, node.inputs[0] if keeps and node.inputs[0] in families else None)
     return families
 
 
