@@ -277,9 +277,10 @@ class Candidate:
         wanted, known = self.graph.computed_set if names is None else set(names), known or {}
         keep = self._store.keep_copy if len(self._portions) > 1 else self._store.keep  # copies, as of what ships
         made: dict[str, Held] = {}
+        border = {*values, *known}
         for portion in self._portions:
             asked = [name for name in portion if name in wanted]
-            nodes, start = self.graph.leading_to(asked, {*made, *values, *known})
+            nodes, start = self.graph.leading_to(asked, border)
             injections = [Injection(n, self.as_in_file(n, values[n])) for n in sorted(start) if n in values]
             injections += [
                 replace(i, value=self.as_in_file(i.tensor, i.value))
@@ -290,6 +291,7 @@ class Candidate:
             sources = {n: made[n].array if n in made else self._fed[n] for n in others if n not in known}
             sources |= {n: self.as_in_file(n, known[n]) for n in others if n in known}
             found = self._in_file(asked, injections, nodes, sources)
+            border.update(found)
             made |= {name: keep(found.pop(name)) for name in list(found)}
         return Shelf(made).turned(self.layout)
 

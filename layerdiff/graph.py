@@ -31,7 +31,7 @@ from layerdiff.outlets import with_outlets
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
 __all__ = ["RANDOM", "Graph", "Injection", "Node", "Port", "load"]
 
@@ -307,11 +307,10 @@ class Graph:
                 todo += self.nodes[index].reads
         return nodes, start
 
-    def leading_to(self, targets: Iterable[str], stop: Iterable[str]) -> tuple[set[int], set[str]]:
+    def leading_to(self, targets: Iterable[str], stop: Container[str]) -> tuple[set[int], set[str]]:
         """The nodes that lead to some tensors, and what of `stop` and of the graph's inputs they start from."""
         nodes: set[int] = set()
         start: set[str] = set()
-        border = set(stop)
         todo = [self.producer[name] for name in targets]
         while todo:
             index = todo.pop()
@@ -319,7 +318,7 @@ class Graph:
                 continue
             nodes.add(index)
             for name in self.nodes[index].reads:
-                if name in border or (name not in self.producer and name not in self.initializers):
+                if name in stop or (name not in self.producer and name not in self.initializers):
                     start.add(name)
                 elif name in self.producer:
                     todo.append(self.producer[name])

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from layerdiff.graph import Graph
 
 
-MANY = 4_000
+MANY = 2_000
 """Of more tensors than this, not all are outputs of one session."""
-FEW = 1_000
+FEW = 250
 """So many are then: what a session costs grows with the product of its nodes, inputs and outputs."""
 
 
