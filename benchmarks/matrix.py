@@ -32,7 +32,6 @@ LEFT_OUT = "not browser and not dynamo and not scrambled_graph"
 OTHERS = (
     "pytest>=8.2",
     "hypothesis>=6.100",
-    "onnx-graphsurgeon",
     "pyyaml",
     "psutil",
     "matplotlib",

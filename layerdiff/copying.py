@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnx_graphsurgeon as gs
-from onnx_graphsurgeon.logger import G_LOGGER
+from onnx import helper
 
-from layerdiff.alone import ALONE
 from layerdiff.narrow import NARROW
+from layerdiff.paste import renamed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
-
-# Graphsurgeon leaves these out; the type of an empty Optional is one.
-_DROPPED_ATTRIBUTES = frozenset({onnx.AttributeProto.TYPE_PROTO, onnx.AttributeProto.TYPE_PROTOS})
-
-
-def is_dropped(attribute: onnx.AttributeProto) -> bool:
-    """Whether graphsurgeon leaves an attribute out, or a copy of its node does: a kind that it lacks, an empty list."""
-    if attribute.type in _DROPPED_ATTRIBUTES:
-        return True
-    value: object = onnx.helper.get_attribute_value(attribute) if not attribute.ref_attr_name else None
-    return isinstance(value, list) and not value
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,120 +40,84 @@ class Copier:
     Tensors of `kinds` that numpy cannot hold go by another name inside; Casts lead to them and away from them.
     """
 
-    def __init__(self, graph: gs.Graph, injections: Sequence[Injection], kinds: Mapping[str, int]) -> None:
+    def __init__(self, graph: onnx.GraphProto, injections: Sequence[Injection], kinds: Mapping[str, int]) -> None:
         self._graph = graph
         self._kinds = kinds
-        self._inputs = {tensor.name for tensor in graph.inputs}
-        self._names: dict[str, gs.Tensor] = {}
-        self._whole: dict[str, gs.Variable] = {}
-        self._edges: dict[tuple[int, int], gs.Variable] = {}
-        self.feeds: list[gs.Variable] = []
-        self.narrowing: list[gs.Node] = []
-        self.widening: list[gs.Node] = []
+        self._names = {name: f"{name}__narrow" for name in kinds}
+        for tensor in (*graph.input, *graph.initializer) if kinds else ():  # as they are in the file
+            self._names.pop(tensor.name, None)
+        self._edges: dict[tuple[int, int], str] = {}
+        self.feeds: list[onnx.ValueInfoProto] = []
+        self.narrowing: list[onnx.NodeProto] = []
+        self.widening: list[onnx.NodeProto] = []
+        whole: dict[str, str] = {}
         for injection in injections:
-            feed = gs.Variable(injection.feed, dtype=injection.value.dtype, shape=injection.value.shape)
-            self.feeds.append(feed)
-            source = self._narrowed(feed, injection.tensor, f"{injection.feed}__narrow")
+            self.feeds.append(_port(injection.feed, injection.value))
+            source = self._narrowed(injection.feed, injection.tensor)
             if injection.edges is None:
-                self._whole[injection.tensor] = source
+                whole[injection.tensor] = source
             else:
                 self._edges |= dict.fromkeys(injection.edges, source)
+        self._read = self._names | whole
 
-    def _narrowed(self, source: gs.Variable, name: str, inside: str) -> gs.Variable:
+    def _narrowed(self, source: str, name: str) -> str:
         """What stands for a tensor inside the graph, given a source of its numbers."""
         if name not in self._kinds:
             return source
-        narrow = gs.Variable(inside)
-        self.narrowing.append(gs.Node("Cast", attrs={"to": self._kinds[name]}, inputs=[source], outputs=[narrow]))
-        return narrow
+        inside = f"{source}__narrow"
+        self.narrowing.append(helper.make_node("Cast", [source], [inside], to=self._kinds[name]))
+        return inside
 
-    def variable(self, name: str, array: np.ndarray[Any, Any]) -> gs.Variable:
+    def variable(self, name: str, array: np.ndarray[Any, Any]) -> onnx.ValueInfoProto:
         """A graph input of the type of an array."""
-        source = gs.Variable(name, dtype=array.dtype, shape=array.shape)
-        self._names[name] = self._narrowed(source, name, f"{name}__narrow")
-        return source
+        self._names[name] = self._narrowed(name, name)
+        self._read.setdefault(name, self._names[name])
+        return _port(name, array)
 
-    def output(self, name: str) -> gs.Tensor:
-        """The copy of a tensor, in a type that can be fetched."""
-        if name not in self._names:
-            self._names[name] = gs.Variable(name)
-        if name not in self._kinds:
-            return self._names[name]
-        wide = gs.Variable(name)
-        to = NARROW[self._kinds[name]]
-        self.widening.append(gs.Node("Cast", attrs={"to": to}, inputs=[self._names[name]], outputs=[wide]))
-        return wide
+    def output(self, name: str, known: Mapping[str, onnx.ValueInfoProto]) -> onnx.ValueInfoProto:
+        """A graph output in a type that can be fetched.
 
-    def tensor(self, original: gs.Tensor) -> gs.Tensor:
-        """The copy of a tensor; constants share their values with the original."""
-        if not original.name:
-            return gs.Variable.empty()
-        if original.name not in self._names:
-            # Types and shapes inside are left to the runtime: what is fed may have another shape.
-            inside = isinstance(original, gs.Variable) and original.name not in self._inputs
-            name = f"{original.name}__narrow" if original.name in self._kinds else original.name
-            self._names[original.name] = gs.Variable(name) if inside else original.copy()
-        return self._names[original.name]
+        Types and shapes inside are left to the runtime: what is fed may have another shape.
+        """
+        if name in self._kinds:
+            inside = self._names.get(name, name)
+            self.widening.append(helper.make_node("Cast", [inside], [name], to=NARROW[self._kinds[name]]))
+        return known.get(name) or helper.make_empty_tensor_value_info(name)
 
-    def node(self, index: int) -> gs.Node:
-        """The copy of a node, reading injected tensors where it should."""
-        original = self._graph.nodes[index]
-        inputs = [
-            self._edges.get((index, slot)) or self._whole.get(tensor.name) or self.tensor(tensor)
-            for slot, tensor in enumerate(original.inputs)
-        ]
-        captured: dict[str, gs.Tensor] = {}
-        if any(isinstance(attribute, gs.Graph) for attribute in original.attrs.values()):
-            captured = {name: self.tensor(t) for name, t in captured_by(original).items()} | self._whole
-        copy = original.copy(inputs, [self.tensor(t) for t in original.outputs], captured)
-        _restore_kinds(original, copy)
-        _drop_empty(copy)
-        copy.name = ""  # runtimes refuse two nodes of one name, and need none
+    def node(self, index: int) -> onnx.NodeProto:
+        """The copy of a node, reading injected tensors where it should.
+
+        It has no name: runtimes refuse two of one name, and need none.
+        """
+        original = self._graph.node[index]
+        copy = onnx.NodeProto(op_type=original.op_type, domain=original.domain, attribute=original.attribute)
+        if self._read and any(_graphs(original)):
+            copy = renamed(copy, self._read)
+        read, made, edges = self._read, self._names, self._edges
+        copy.input.extend(edges.get((index, at)) or read.get(name, name) for at, name in enumerate(original.input))
+        copy.output.extend(made.get(name, name) for name in original.output)
         return copy
 
 
-def _drop_empty(node: gs.Node) -> None:
-    """Graphsurgeon cannot write an empty list, whose type it does not keep; the file's own stand in the main graph."""
-    for name in [name for name, value in node.attrs.items() if isinstance(value, list) and not value]:
-        del node.attrs[name]
-    for subgraph in node.attrs.values():
-        for inner in subgraph.nodes if isinstance(subgraph, gs.Graph) else ():
-            _drop_empty(inner)
+def _port(name: str, array: np.ndarray[Any, Any]) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
 
 
-def _restore_kinds(original: gs.Node, copy: gs.Node) -> None:
-    """Graphsurgeon copies the sequences that a subgraph takes and gives as if they were tensors."""
-    for name, subgraph in original.attrs.items():
-        if not isinstance(subgraph, gs.Graph):
-            continue
-        twin = copy.attrs[name]
-        for old, new in zip([*subgraph.inputs, *subgraph.outputs], [*twin.inputs, *twin.outputs], strict=True):
-            if isinstance(old, gs.Variable) and old.type != "tensor_type":
-                new.type = old.type
-        for old, new in zip(subgraph.nodes, twin.nodes, strict=True):
-            _restore_kinds(old, new)
+def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    """The subgraphs of a node: branches, or a body."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Graphsurgeon prints what it thinks of a model to stdout, where a library has no business."""
-    with ALONE:
-        before = G_LOGGER.severity
-        G_LOGGER.severity = G_LOGGER.CRITICAL + 1  # what is critical is raised as well
-        try:
-            yield
-        finally:
-            G_LOGGER.severity = before
-
-
-def captured_by(node: gs.Node) -> dict[str, gs.Tensor]:
-    """The tensors of outer graphs that a node's subgraphs read, by name."""
-    found: dict[str, gs.Tensor] = {}
-    for subgraph in node.attrs.values():
-        if not isinstance(subgraph, gs.Graph):
-            continue
-        own = {t.name for inner in subgraph.nodes for t in inner.outputs} | {t.name for t in subgraph.inputs}
-        reads = [t for inner in subgraph.nodes for t in inner.inputs] + list(subgraph.outputs)
-        reads += [t for inner in subgraph.nodes for t in captured_by(inner).values()]
-        found |= {t.name: t for t in reads if t.name and t.name not in own and not isinstance(t, gs.Constant)}
+def captured_by(node: onnx.NodeProto) -> dict[str, None]:
+    """The tensors of outer graphs that a node's subgraphs read."""
+    found: dict[str, None] = {}
+    for graph in _graphs(node):
+        own = {name for inner in graph.node for name in inner.output} | {port.name for port in graph.input}
+        own |= {tensor.name for tensor in graph.initializer} | {t.values.name for t in graph.sparse_initializer}
+        read = [name for inner in graph.node for name in inner.input] + [port.name for port in graph.output]
+        read += [name for inner in graph.node for name in captured_by(inner)]
+        found |= {name: None for name in read if name and name not in own}
     return found

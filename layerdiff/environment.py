@@ -11,7 +11,7 @@ import torch
 if TYPE_CHECKING:
     from layerdiff.sides import CandidateSide, ReferenceSide
 
-PACKAGES = ("layerdiff", "torch", "onnx", "onnxruntime", "onnx-graphsurgeon", "numpy", "pandas", "matplotlib")
+PACKAGES = ("layerdiff", "torch", "onnx", "onnxruntime", "numpy", "pandas", "matplotlib")
 
 OPTIONAL = {
     "onnxscript": "torch.onnx.export(dynamo=True)",

@@ -19,11 +19,10 @@ import onnx
 import onnx.inliner
 import onnx.numpy_helper
 import onnx.shape_inference
-import onnx_graphsurgeon as gs
 from google.protobuf.message import DecodeError
 
-from layerdiff.checking import check, check_places, walking
-from layerdiff.copying import Copier, Injection, captured_by, is_dropped, quiet
+from layerdiff.checking import check, check_places
+from layerdiff.copying import Copier, Injection, captured_by
 from layerdiff.errors import InputError, ModelFileError
 from layerdiff.external import FOLDER, checked, folder_of, is_outside, numbers, placed, without_weights
 from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
@@ -149,17 +148,11 @@ class Graph:
         self.model = model
         self._folder = folder_of(model)
         self._read: dict[str, np.ndarray[Any, Any]] = {}
-        with quiet():
-            self._gs: gs.Graph = gs.import_onnx(model)
-        proto_nodes = [n for n in model.graph.node]  # noqa: C416  a list that can be indexed beside gs nodes
-        self.nodes = tuple(
-            _node(index, node, proto)
-            for index, (node, proto) in enumerate(zip(self._gs.nodes, proto_nodes, strict=True))
-        )
         initializers = {t.name for t in model.graph.initializer} | {
             t.values.name for t in model.graph.sparse_initializer
         }
         self.initializers = frozenset(initializers)
+        self.nodes = tuple(_node(index, proto, initializers) for index, proto in enumerate(model.graph.node))
         self.ports = tuple(
             _port(v) for v in model.graph.input
         )  # also those that an initializer fills unless they are fed
@@ -255,9 +248,13 @@ class Graph:
     def _stored(self) -> dict[str, onnx.TensorProto]:
         return {tensor.name: tensor for tensor in self.model.graph.initializer}
 
+    def _stored_as(self, name: str) -> onnx.ValueInfoProto:
+        tensor = self._stored[name]
+        return onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims)
+
     def transposed_by(self, node: Node) -> tuple[int, ...] | None:
         """The permutation of a Transpose; None where it is the default, all axes reversed."""
-        axes = self._gs.nodes[node.index].attrs.get("perm")
+        axes = node.attributes.get("perm")
         return None if axes is None else tuple(axes)
 
     def opset(self, domain: str = "") -> int:
@@ -348,46 +345,49 @@ class Graph:
         With `nodes`, only these are kept and `sources` (tensor name to an array of its type) become the inputs.
         """
         kinds = {name: kind for name, kind in self._narrow.items() if NARROW[kind] is not None}
-        copier = Copier(self._gs, injections, kinds)
+        source = self.model
+        copier = Copier(source.graph, injections, kinds)
         kept = sorted(nodes) if nodes is not None else range(len(self.nodes))
         inputs = [copier.variable(name, array) for name, array in (sources or {}).items()]
         if sources is None:
-            inputs = [copier.tensor(tensor) for tensor in self._gs.inputs]
-        with quiet():
-            new_nodes = [copier.node(index) for index in kept]
-        ends = [copier.output(name) for name in outputs]
-        graph = gs.Graph(
-            nodes=[*copier.narrowing, *new_nodes, *copier.widening],
-            inputs=[*inputs, *copier.feeds],
-            outputs=ends,
-            name=self._gs.name,
-            opset=self._gs.opset,
-            import_domains=self._gs.import_domains,
-        )
-        with quiet(), walking(f"graph {self._gs.name}"):
-            rewritten: onnx.ModelProto = gs.export_onnx(
-                graph, do_type_check=False, ir_version=min(self.model.ir_version, 10)
-            )
+            inputs = [port for port in source.graph.input if port.name not in self.initializers]
+        copies = [copier.node(index) for index in kept]
+        ports = {port.name: port for port in inputs} | {n: self._stored_as(n) for n in outputs if n in self._stored}
+        rewritten = onnx.ModelProto(ir_version=min(source.ir_version, 10), opset_import=source.opset_import)
+        graph = rewritten.graph
+        graph.name = source.graph.name
+        graph.input.extend([*inputs, *copier.feeds])
+        graph.output.extend(copier.output(name, ports) for name in outputs)
+        graph.node.extend([*copier.narrowing, *copies, *copier.widening])
+        read = dict.fromkeys(name for node in copies for name in (*node.input, *captured_by(node)))
+        read |= dict.fromkeys(outputs)
+        graph.initializer.extend(self._stored[name] for name in read if name in self._stored)
+        graph.sparse_initializer.extend(t for t in source.graph.sparse_initializer if t.values.name in read)
         if self._folder is not None:
             entry = rewritten.metadata_props.add()
             entry.key, entry.value = FOLDER, str(self._folder)
-        for node, index in zip(list(rewritten.graph.node)[len(copier.narrowing) :], kept, strict=False):
-            node.attribute.extend(filter(is_dropped, self.model.graph.node[index].attribute))
         return rewritten
 
 
-def _node(index: int, node: gs.Node, proto: onnx.NodeProto) -> Node:
+def _node(index: int, proto: onnx.NodeProto, initializers: Container[str]) -> Node:
     return Node(
         index,
-        node.op,
+        proto.op_type,
         proto.name or f"<node_{index}>",
         tuple(proto.input),
         tuple(proto.output),
-        tuple(captured_by(node)),
+        tuple(name for name in captured_by(proto) if name not in initializers),
         _scope(proto),
         proto.domain,
-        node.attrs,
+        {attribute.name: _attribute(attribute) for attribute in proto.attribute if not attribute.ref_attr_name},
     )
+
+
+def _attribute(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    if isinstance(value, list):
+        return [one.decode() if isinstance(one, bytes) else one for one in value]
+    return value.decode() if isinstance(value, bytes) else value
 
 
 def _scope(proto: onnx.NodeProto) -> str:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import layerdiff
 from layerdiff import BackendError, InputError, LayerdiffError, ModelFileError
-from layerdiff.checking import walking
 from layerdiff.graph import Graph
 from tests.conftest import graph_of
 
@@ -228,7 +227,6 @@ def test_a_split_into_fewer_parts_than_it_has_outputs_does_not_bring_the_caller_
 
 
 def test_nothing_is_printed_about_a_branch_that_writes_what_it_reads(capfd: pytest.CaptureFixture[str]) -> None:
-    """Graphsurgeon prints the branch, again for every copy."""
     branch = helper.make_graph([node("Exp", ["x"], ["x"])], "branch", [], [helper.make_empty_tensor_value_info("y")])
     model = graph_of([node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)], {"x": (2, 3)}, ["y"])
     Graph(model).rewritten(["y"])
@@ -238,8 +236,7 @@ def test_nothing_is_printed_about_a_branch_that_writes_what_it_reads(capfd: pyte
 def test_nothing_is_printed_about_an_attribute_that_holds_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     model = exponential()
     model.graph.node[0].attribute.append(AttributeProto(name="value", type=AttributeProto.TENSOR))
-    with pytest.raises(ModelFileError), walking("odd.onnx"):
-        Graph(model)
+    Graph(model).rewritten(["y"])
     assert capfd.readouterr() == ("", "")
 
 
@@ -264,7 +261,7 @@ def test_functions_that_double_and_double_do_not_fill_the_memory(trace: Trace) -
 
 
 def test_an_empty_list_as_an_attribute_is_kept(trace: Trace) -> None:
-    """graphsurgeon cannot write one; a legal file may hold it."""
+    """It has a kind, and nothing in it."""
     reduce = node("ReduceMean", ["x"], ["m"], keepdims=1)
     reduce.attribute.append(AttributeProto(name="axes", type=AttributeProto.INTS))
     model = graph_of(

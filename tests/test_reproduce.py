@@ -33,7 +33,7 @@ _WITHOUT = """
 import sys
 class Refuse:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("layerdiff", "tests", "onnx_graphsurgeon", "pandas", "matplotlib", "rich"):
+        if name.partition(".")[0] in ("layerdiff", "tests", "pandas", "matplotlib", "rich"):
             raise ImportError(name + " is not on this machine")
 sys.meta_path.insert(0, Refuse())
 """
