@@ -21,7 +21,7 @@ from layerdiff.layout import after, inverse, is_trivial, one_axis_moved
 from layerdiff.store import Made
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from layerdiff.candidate import Candidate
     from layerdiff.graph import Graph, Node
@@ -65,7 +65,7 @@ def _by_values(
         if array.ndim in RANKS and array.dtype.kind == "f" and array.size and not says_nothing(array, limits[index]):
             values[tuple(sorted(array.shape))].append(index)
     tables = {sizes: _Corners(indices, known, limits) for sizes, indices in values.items()}
-    picked: dict[int, Array] = {}
+    picked: dict[int, tuple[Array, Array]] = {}
     result: dict[str, Axes] = {}
     for name, array in tensors.items():
         table = tables.get(tuple(sorted(array.shape)))
@@ -74,12 +74,14 @@ def _by_values(
             continue
         for index in alike:
             if index not in picked:
-                picked[index] = _picked(known[index], range(known[index].ndim))
+                numbers = _picked(known[index], range(known[index].ndim))
+                picked[index] = numbers, _room(numbers, limits[index])
         for axes in _orders(array.ndim):
             shape = tuple(array.shape[axis] for axis in axes)
             candidates = [i for i in alike if known[i].shape == shape]
-            sampled = _picked(array, axes) if candidates else None
-            if any(_is(known[i], array.transpose(axes), picked[i], sampled, limits[i]) for i in candidates):
+            near = _near([picked[i] for i in candidates], _picked(array, axes)) if candidates else []
+            likely = [i for i, is_near in zip(candidates, near, strict=True) if is_near]
+            if any(same_numbers(known[i], array.transpose(axes), limits[i]) for i in likely):
                 result[name] = axes
                 break
     return result
@@ -122,9 +124,11 @@ def _picked(array: Array, axes: Iterable[int]) -> Array:
     return np.asarray(view[np.unravel_index(places, view.shape)], dtype=np.float64)
 
 
-def _is(expected: Array, actual: Array, picked: Array, sampled: Array | None, limit: Limit) -> bool:
-    assert sampled is not None
-    return bool(_within(picked, sampled, _room(picked, limit)).all()) and same_numbers(expected, actual, limit)
+def _near(picked: Sequence[tuple[Array, Array]], sampled: Array) -> list[bool]:
+    """Which of some picked numbers, each with its room, are about the sampled ones: in a deep network they are many."""
+    numbers, rooms = (np.stack(rows) for rows in zip(*picked, strict=True))
+    near: list[bool] = np.asarray(_within(numbers, sampled, rooms).all(axis=1)).tolist()
+    return near
 
 
 def _room(picked: Array, limit: Limit) -> Array:
