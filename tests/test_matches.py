@@ -85,3 +85,9 @@ def test_tensors_are_found_in_every_container(wrapped: Any) -> None:
     expected = wrapped([Operand(7), Operand(8), 2.0])
     assert (args, type(args)) == (expected, type(expected))
     assert kwargs == {"dtype": torch.float32}
+
+
+def test_a_share_of_infinity_allows_for_nothing() -> None:
+    wanted, got = np.array([1.0, np.inf], np.float32), np.array([1.0, 5.0], np.float32)
+    assert not same_numbers(wanted, got, Limit(1e-3, 1e-6))
+    assert same_numbers(wanted, wanted, Limit(1e-3, 1e-6))
