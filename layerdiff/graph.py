@@ -355,7 +355,7 @@ class Graph:
         ports = {port.name: port for port in inputs} | {n: self._stored_as(n) for n in outputs if n in self._stored}
         rewritten = onnx.ModelProto(ir_version=min(source.ir_version, 10), opset_import=source.opset_import)
         graph = rewritten.graph
-        graph.name = source.graph.name
+        graph.name = "examined"  # the file's own may be no text
         graph.input.extend([*inputs, *copier.feeds])
         graph.output.extend(copier.output(name, ports) for name in outputs)
         graph.node.extend([*copier.narrowing, *copies, *copier.widening])

@@ -32,7 +32,7 @@ def sizes_by_inference(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> d
     """The number of elements of each tensor of which shapes alone tell it, for inputs of the given shapes."""
     source = graph.model
     model = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
-    model.graph.name = source.graph.name
+    model.graph.name = "sizes"
     model.graph.node.extend(source.graph.node)
     model.graph.output.extend(onnx.ValueInfoProto(name=port.name) for port in source.graph.output)
     for port in source.graph.input:

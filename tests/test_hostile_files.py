@@ -318,6 +318,14 @@ def test_what_fuzzing_found_is_refused_with_its_place(trace: Trace, tmp_path: Pa
     assert "damaged.onnx" in refusal(trace, path, ModelFileError)
 
 
+def test_a_graph_whose_name_is_no_text_is_compared(trace: Trace, tmp_path: Path) -> None:
+    model = graph_of([node("Exp", ["x"], ["y"])], {"x": (2, 3)}, ["y"])
+    model.graph.name = "called"
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString().replace(b"called", b"\xff\xfe\xef\x80\xf0\xe3"))
+    assert trace(Exp(), path, X).agrees
+
+
 # Weights outside the file.
 
 
