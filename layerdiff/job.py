@@ -24,6 +24,7 @@ from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.live import Live
 from layerdiff.measure import limits_for
 from layerdiff.observer import Observed, fusion_diagnosis, observe
+from layerdiff.own_runs import own_runs
 from layerdiff.pairs import doubts, resolved, still_there
 from layerdiff.proof import prove, sites_of
 from layerdiff.reconsider import located
@@ -31,15 +32,7 @@ from layerdiff.report import Report
 from layerdiff.samples import how_many, samples
 from layerdiff.settle import settle
 from layerdiff.several import size_diagnosis
-from layerdiff.stability import (
-    may_move,
-    random_diagnosis,
-    reference_narrowed,
-    reference_not_deterministic,
-    reference_random,
-    steady,
-    swallowed,
-)
+from layerdiff.stability import random_diagnosis
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -133,7 +126,7 @@ class Job:
             harmless=proven.harmless,
         )
         book = LayerBook(alignment, floor, accused, rounded)
-        own = _of_reference(run, shown, divergences, [e.diagnosis for e in explained])
+        own = own_runs(run, shown, divergences, [e.diagnosis for e in explained])
         calls = book.calls()
         return Report(
             divergences=divergences,
@@ -197,34 +190,6 @@ def _explained(stretches: Sequence[Stretch]) -> tuple[list[Explained], tuple[str
         return explain_all(stretches), ()
     except KeyboardInterrupt:
         return [], (STOPPED,)
-
-
-@dataclass(frozen=True, slots=True)
-class _OfReference:
-    """What the reference's own runs differ in: what comes before all other causes, what behind, and what to warn of."""
-
-    first: tuple[Diagnosis, ...] = ()
-    last: tuple[Diagnosis, ...] = ()
-    warnings: tuple[str, ...] = ()
-
-
-def _of_reference(run: Runner, shown: Judged, found: Sequence[Divergence], causes: Sequence[Diagnosis]) -> _OfReference:
-    """What the reference gives otherwise from run to run, or with torch's settings as they are."""
-    side, reference, first = run.reference, shown.reference, found[0] if found else None
-    limits = limits_for(reference, shown.floor, run.tolerance, shown.outputs.tensors)
-    narrowed = reference_narrowed(reference, side.as_set(shown.sample, reference), limits)
-    agrees = first is None and all(result.agrees for result in shown.results)
-    # What moves from run to run is taken for rounding, and may hide a difference; what is proven it cannot explain.
-    if (agrees and run.tolerance is not None) or ((agrees or steady(causes)) and not may_move(reference, side.device)):
-        return _OfReference(last=narrowed)
-    unstable = side.unstable(shown.sample, reference)
-    bare = limits_for(reference, {}, run.tolerance, shown.outputs.tensors)
-    moving = reference_not_deterministic(reference, unstable, first, bare, side.device)
-    if agrees:
-        return _OfReference((), narrowed, () if moving is None else (swallowed(moving, limits.values()),))
-    drawn = reference_random(reference, unstable, first)
-    leading = tuple(cause for cause in (drawn, moving) if cause is not None and (cause is drawn or cause.verified))
-    return _OfReference(leading, (*(() if moving is None or moving in leading else (moving,)), *narrowed))
 
 
 def _diagnoses(

@@ -127,6 +127,12 @@ def with_initializer(proto: onnx.ModelProto, name: str, change: Callable[[np.nda
     return copy
 
 
+def with_a_weight_too_large(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """A copy of a model with the matrix or kernel in its middle 1.3 times as large."""
+    names = [tensor.name for tensor in proto.graph.initializer if len(tensor.dims) > 1]
+    return with_initializer(proto, names[len(names) // 2], lambda weight: weight * 1.3)
+
+
 def graph_of(
     nodes: Sequence[onnx.NodeProto],
     inputs: Mapping[str, tuple[int | str, ...]],

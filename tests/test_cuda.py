@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from layerdiff.errors import ReferenceFailedError
-from tests.conftest import with_initializer
+from tests.conftest import with_a_weight_too_large, with_initializer
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise
@@ -41,8 +41,7 @@ def test_a_model_on_a_gpu_is_found_what_it_is_found_on_the_cpu(trace: Trace, nam
     sample = MODELS[name]()
     args = sample.inputs if isinstance(sample.inputs, tuple) else (sample.inputs,)
     healthy = export(sample.model, args, Exporter.TORCHSCRIPT)
-    weights = [tensor.name for tensor in healthy.graph.initializer if len(tensor.dims) > 1]
-    faulty = with_initializer(healthy, weights[len(weights) // 2], lambda weight: weight * 1.3)
+    faulty = with_a_weight_too_large(healthy)
     expected = trace(sample.model, faulty, args)
     model = copy.deepcopy(sample.model).to("cuda")
     report = trace(model, healthy, there(args))

@@ -21,7 +21,7 @@ from layerdiff.noise import floor_of_step, noise_floor
 from layerdiff.samples import samples
 from layerdiff.sides import steps, torch_nodes
 from tests import toy_device as toy
-from tests.conftest import with_initializer
+from tests.conftest import with_a_weight_too_large, with_initializer
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise
@@ -75,8 +75,7 @@ def test_a_model_elsewhere_is_found_what_it_is_found_on_the_cpu(trace: Trace, na
     sample = MODELS[name]()
     args = sample.inputs if isinstance(sample.inputs, tuple) else (sample.inputs,)
     healthy = export(sample.model, args, Exporter.TORCHSCRIPT)
-    weights = [tensor.name for tensor in healthy.graph.initializer if len(tensor.dims) > 1]
-    faulty = with_initializer(healthy, weights[len(weights) // 2], lambda weight: weight * 1.3)
+    faulty = with_a_weight_too_large(healthy)
     moved = toy.moved_there(copy.deepcopy(sample.model))
     assert trace(moved, healthy, there(args)).agrees
     found, expected = trace(moved, faulty, there(args)), trace(sample.model, faulty, args)
