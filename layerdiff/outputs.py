@@ -10,6 +10,7 @@ import numpy as np
 from layerdiff.errors import AlignmentError
 from layerdiff.measure import limit_for, measure
 from layerdiff.model import Noise, OutputResult
+from layerdiff.nonfinite import not_finite
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -121,11 +122,11 @@ class OutputPairs:
         return tuple(found)
 
     def warnings(self) -> tuple[str, ...]:
-        """A sentence about outputs that have no partner, and one about those of which nothing counts."""
+        """Sentences about outputs that have no partner, of which nothing counts, or that are no numbers."""
         empty = [self.tensors[value] for value, mask in self.masks.items() if mask.size and not mask.any()]
         found = [f"not compared, for want of a partner: output {', '.join(self.unpaired)}"] if self.unpaired else []
         found += [f"not compared, because `valid` excludes all of it: output {', '.join(empty)}"] if empty else []
-        return tuple(found)
+        return (*found, *not_finite(self.reference, self.tensors))
 
     def worst(self, metrics: Mapping[int, Metrics | None]) -> float:
         """The largest max_abs; infinity where an output cannot be compared or only one side is finite."""

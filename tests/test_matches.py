@@ -11,8 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from layerdiff.align import matches
 from layerdiff.align.matches import match_values
-from layerdiff.align.values import largest_gap_in, same_numbers, says_nothing
+from layerdiff.align.values import largest_gap_in, same_in, same_numbers, says_nothing
 from layerdiff.blocks import largest_gap
 from layerdiff.calls import template_of
 from layerdiff.measure import Limit, mask_bound
@@ -66,6 +67,30 @@ def test_all_values_together_are_matched_as_each_with_each(seed: int) -> None:
     for index, names in found.items():
         for name in names:
             assert largest_gap_in(run, name, index, values[index]) == largest_gap(values[index], run[name])
+
+
+@pytest.mark.parametrize("number", [0.0, 1.5])
+@pytest.mark.parametrize("size", [16, 200])
+def test_each_of_very_many_copies_is_found_although_few_are_compared(
+    monkeypatch: pytest.MonkeyPatch, size: int, number: float
+) -> None:
+    compared = []
+    monkeypatch.setattr(matches, "same_in", lambda *given: compared.append(given[1]) or same_in(*given))
+    values = {index: np.full(size, number, np.float32) for index in range(30)}
+    values[7] = values[7] + np.float32(1e-3)
+    limits = {index: Limit(0.0, 0.0 if index % 2 else 1e-6) for index in values}
+    run = Shelf({f"t{index}": Store().keep(array.copy()) for index, array in values.items()})
+    run_names = [name for name in run if name != "t7"]
+    assert match_values(values, run, limits) == {i: ["t7"] if i == 7 else run_names for i in values}
+    assert len(compared) <= 2 * len(values)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("size", [16, 200])
+def test_what_is_not_finite_anywhere_is_paired_by_no_value(size: int, special: float) -> None:
+    values = {0: np.full(size, special, np.float32)}
+    run = Shelf({"same": Store().keep(values[0])})
+    assert match_values(values, run, {0: Limit(0.0, 1e-6)}) == {}
 
 
 @given(st.integers(0, 10_000))

@@ -375,6 +375,25 @@ def test_an_output_without_a_partner_is_told(trace: Callable[..., Report]) -> No
     assert any("for want of a partner: output 1" in warning for warning in report.warnings)
 
 
+@pytest.mark.parametrize("bias", [np.nan, np.inf])
+def test_agreement_on_what_is_no_number_is_told_to_say_nothing(trace: Callable[..., Report], bias: float) -> None:
+    model = fill(nn.Sequential(*(nn.Linear(4, 4) for _ in range(20))))
+    with torch.no_grad():
+        model[3].bias.fill_(bias)
+    x = noise("trace.special", 2, 4)
+    report = trace(model, export(model, (x,), Exporter.TORCHSCRIPT), x)
+    assert report.agrees
+    assert any("at 8 of 8 elements in the model itself, beginning at 3 (aten." in text for text in report.warnings)
+
+
+def test_infinities_among_numbers_are_meant(trace: Callable[..., Report]) -> None:
+    model = Function(lambda _, x: x.masked_fill(x > 0, -torch.inf))
+    x = noise("trace.masked", 4, 4)
+    report = trace(model, export(model, (x,), Exporter.TORCHSCRIPT), x)
+    assert report.agrees
+    assert report.warnings == ()
+
+
 def test_an_output_that_is_an_input_is_compared(trace: Callable[..., Report]) -> None:
     model = Function(lambda _, x: (x, x + 1))
     x = noise("trace.through", 2, 3)

@@ -128,7 +128,7 @@ def test_a_difference_that_reaches_no_output_is_confined_without_any_mask(trace:
     assert report.agrees
     assert report.divergences == ()
     assert [d.layer for d in report.confined] == [""]
-    assert "differs only where no output that counts depends on it" in report.verdict
+    assert "differs, but no output that counts shows it" in report.verdict
     status = {row.layer: row.status for row in report.layers}
     assert status["softmax"] is status["project"] is Status.CONFINED
     assert status["value"] is Status.AGREES

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.sampled import SAMPLES
+from layerdiff.align.sampled import SAMPLES, Table, widened
 from layerdiff.align.values import same_numbers, says_nothing
 from layerdiff.layout import after, inverse, is_trivial, one_axis_moved
 from layerdiff.store import Made
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from layerdiff.candidate import Candidate
     from layerdiff.graph import Graph, Node
@@ -60,49 +60,68 @@ def layouts(
 def _by_values(
     known: Mapping[int, Array], tensors: Mapping[str, Array], limits: Mapping[int, Limit]
 ) -> dict[str, Axes]:
+    shown: dict[tuple[int, ...], list[str]] = defaultdict(list)
+    for name, array in tensors.items():
+        if array.size > 1:
+            shown[tuple(sorted(array.shape))].append(name)
     values: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, array in known.items():
-        if array.ndim in RANKS and array.dtype.kind == "f" and array.size and not says_nothing(array, limits[index]):
-            values[tuple(sorted(array.shape))].append(index)
-    tables = {sizes: _Corners(indices, known, limits) for sizes, indices in values.items()}
-    picked: dict[int, tuple[Array, Array]] = {}
-    result: dict[str, Axes] = {}
-    for name, array in tensors.items():
-        table = tables.get(tuple(sorted(array.shape)))
-        alike = table.like(array) if table is not None and array.size > 1 else []
-        if not alike or _is_constant(array):
-            continue
-        for index in alike:
-            if index not in picked:
-                numbers = _picked(known[index], range(known[index].ndim))
-                picked[index] = numbers, _room(numbers, limits[index])
-        for axes in _orders(array.ndim):
-            shape = tuple(array.shape[axis] for axis in axes)
-            candidates = [i for i in alike if known[i].shape == shape]
-            near = _near([picked[i] for i in candidates], _picked(array, axes)) if candidates else []
-            likely = [i for i, is_near in zip(candidates, near, strict=True) if is_near]
-            if any(same_numbers(known[i], array.transpose(axes), limits[i]) for i in likely):
-                result[name] = axes
-                break
-    return result
+        sizes = tuple(sorted(array.shape))
+        if (
+            array.ndim in RANKS
+            and array.dtype.kind == "f"
+            and sizes in shown
+            and not says_nothing(array, limits[index])
+        ):
+            values[sizes].append(index)
+    found: dict[str, Axes] = {}
+    for sizes, indices in values.items():
+        found |= _Permuted(known, tensors, limits, indices).found(shown[sizes])
+    return {name: found[name] for name in tensors if name in found}
 
 
-class _Corners:
-    """The first and last numbers of values of the same sizes: no order of the axes moves them."""
+@dataclass(frozen=True, slots=True)
+class _Permuted:
+    """Values that tensors of the same sizes may hold with their axes in another order."""
 
-    def __init__(self, indices: list[int], known: Mapping[int, Array], limits: Mapping[int, Limit]) -> None:
-        self._indices = np.array(indices)
-        self._numbers = np.stack([_corners(known[index]) for index in indices])
-        self._rooms = np.stack([_room(n, limits[i]) for n, i in zip(self._numbers, indices, strict=True)])
+    known: Mapping[int, Array]
+    tensors: Mapping[str, Array]
+    limits: Mapping[int, Limit]
+    indices: list[int]
 
-    def like(self, array: Array) -> list[int]:
-        """The values that may be an array with its axes in another order."""
-        near = _within(self._numbers, _corners(array), self._rooms).all(axis=1)
-        return [int(index) for index in self._indices[near]]
+    def found(self, names: list[str]) -> dict[str, Axes]:
+        """The axes after which some tensors hold a value."""
+        corners = {index: _corners(self.known[index]) for index in self.indices}
+        alike = {name for _, name in self._near(corners, {name: _corners(self.tensors[name]) for name in names})}
+        left = [name for name in names if name in alike and not _is_constant(self.tensors[name])]
+        rank = self.known[self.indices[0]].ndim
+        wanted: dict[tuple[int, ...], dict[int, Array]] = defaultdict(dict)
+        for index in self.indices if left else ():
+            wanted[self.known[index].shape][index] = _picked(self.known[index], range(rank))
+        found: dict[str, Axes] = {}
+        for axes in _orders(rank):
+            for shape, picked in wanted.items():
+                fitting = [n for n in left if tuple(self.tensors[n].shape[axis] for axis in axes) == shape]
+                for index, name in self._near(picked, {n: _picked(self.tensors[n], axes) for n in fitting}):
+                    array = self.tensors[name].transpose(axes)
+                    if name not in found and same_numbers(self.known[index], array, self.limits[index]):
+                        found[name] = axes
+            left = [name for name in left if name not in found]
+        return found
+
+    def _near(self, wanted: Mapping[int, Array], shown: Mapping[str, Array]) -> Iterator[tuple[int, str]]:
+        """Which tensors may hold which values, by some numbers of each."""
+        if not shown:
+            return
+        values, names = list(wanted), list(shown)
+        rooms = np.stack([_room(numbers, self.limits[index]) for index, numbers in wanted.items()])
+        for places, rows, _ in Table(np.stack(list(shown.values()))).near(np.stack(list(wanted.values())), rooms):
+            yield from ((values[p], names[r]) for p, r in zip(places.tolist(), rows.tolist(), strict=True))
 
 
 def _corners(array: Array) -> Array:
-    return np.array([array.flat[0], array.flat[-1]], np.float64)
+    """The first and the last number: no order of the axes moves them."""
+    return widened(np.array([array.flat[0], array.flat[-1]]))
 
 
 def _is_constant(array: Array) -> bool:
@@ -121,25 +140,12 @@ def _picked(array: Array, axes: Iterable[int]) -> Array:
     """Elements of an array at fixed places of its permuted self, without moving it."""
     view = array.transpose(tuple(axes))
     places = np.random.default_rng(array.size).integers(0, array.size, min(SAMPLES, array.size))
-    return np.asarray(view[np.unravel_index(places, view.shape)], dtype=np.float64)
-
-
-def _near(picked: Sequence[tuple[Array, Array]], sampled: Array) -> list[bool]:
-    """Which of some picked numbers, each with its room, are about the sampled ones: in a deep network they are many."""
-    numbers, rooms = (np.stack(rows) for rows in zip(*picked, strict=True))
-    near: list[bool] = np.asarray(_within(numbers, sampled, rooms).all(axis=1)).tolist()
-    return near
+    return widened(view[np.unravel_index(places, view.shape)])
 
 
 def _room(picked: Array, limit: Limit) -> Array:
     """How far a few numbers may be off for all to be compared."""
     return np.asarray(2 * np.max(limit.atol) + (limit.rtol + 1e-3) * np.abs(picked))
-
-
-def _within(picked: Array, sampled: Array, room: Array) -> Array:
-    with np.errstate(invalid="ignore"):
-        close = (np.abs(sampled - picked) <= room) | (sampled == picked)
-    return np.asarray(close | (np.isnan(sampled) & np.isnan(picked)))
 
 
 @dataclass(frozen=True, slots=True)

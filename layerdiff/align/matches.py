@@ -1,12 +1,14 @@
 """Which tensors hold the numbers of which value: samples find candidates, a full comparison confirms them.
 
 Of small arrays a sample is all there is. A deep network has thousands of them, many within rounding of their
-neighbours: these are compared all together.
+neighbours: these are compared all together. Where very many are near a value, as behind a layer that gives nothing but
+zeros, those with the same bytes are compared once.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from layerdiff.measure import Limit
 
     Array = np.ndarray[Any, Any]
+
+# Where more tensors than this are near a value, many of them may be copies of one another.
+FEW = 8
 
 
 def match_values(
@@ -48,14 +53,15 @@ class _Size:
     limits: Mapping[int, Limit]
     values: Sampled[int]
     tensors: Sampled[str]
+    _digests: dict[int, bytes] = field(default_factory=dict)
 
     def matches(self) -> dict[int, list[str]]:
         """The tensors that hold each value."""
-        near: dict[int, list[int]] = {}
-        for places, rows, _ in self.near():
-            for place, row in zip(places.tolist(), rows.tolist(), strict=True):
-                near.setdefault(place, []).append(row)
-        found = {self.values.names[place]: self.same(place, sorted(rows)) for place, rows in near.items()}
+        return self._compared([np.stack([places, rows]) for places, rows, _ in self.near()])
+
+    def _compared(self, pairs: list[Array]) -> dict[int, list[str]]:
+        """Those of some pairs of a place and a row that are the same in full, by value."""
+        found = {self.values.names[place]: self.same(place, rows) for place, rows in _by_place(pairs).items()}
         return {value: names for value, names in found.items() if names}
 
     def near(self) -> Iterator[tuple[Array, Array, Array]]:
@@ -71,8 +77,22 @@ class _Size:
         array, limit = self.expected[value], self.limits[value]
         if says_nothing(array, limit):
             return []
-        names = (self.tensors.names[row] for row in rows)
-        return [name for name in names if same_in(self.actual, name, value, array, limit)]
+        names = self.tensors.names
+        if len(rows) <= FEW:
+            return [names[row] for row in rows if same_in(self.actual, names[row], value, array, limit)]
+        firsts: dict[bytes, int] = {}
+        for row in rows:
+            firsts.setdefault(self._digest(row), row)
+        same = {digest: same_in(self.actual, names[row], value, array, limit) for digest, row in firsts.items()}
+        return [names[row] for row in rows if same[self._digest(row)]]
+
+    def _digest(self, row: int) -> bytes:
+        if row not in self._digests:
+            array = np.ascontiguousarray(self.actual[self.tensors.names[row]])
+            self._digests[row] = blake2b(
+                array.reshape(-1).view(np.uint8).data, person=array.dtype.char.encode()
+            ).digest()
+        return self._digests[row]
 
     def bounds(self, of_rows: Callable[[Any], Any]) -> Array:
         """The absolute limit of each value in a column; one number where it differs from row to row."""
@@ -84,6 +104,14 @@ class _Size:
         return np.array([self.limits[value].rtol for value in self.values.names])[:, None]
 
 
+def _by_place(pairs: list[Array]) -> dict[int, list[int]]:
+    """The rows of each place, both in order, of pairs in columns."""
+    places, rows = np.concatenate(pairs, axis=1) if pairs else np.zeros((2, 0), int)
+    order = np.lexsort((rows, places))
+    places, begins = np.unique(places[order], return_index=True)
+    return dict(zip(places.tolist(), (part.tolist() for part in np.split(rows[order], begins[1:])), strict=False))
+
+
 class _Small(_Size):
     """Arrays of floats of which a sample is all there is; those with what is not finite are looked at one by one."""
 
@@ -92,18 +120,16 @@ class _Small(_Size):
         masks = self._masks()
         allowed, telling = self._allowed(masks), self._telling(masks)
         finite, others = self.values.finite(), self.tensors.finite()
-        kept = []
+        kept, special = [], []
         for places, rows, gaps in self.near():
             whole = finite[places] & others[rows]
             same = whole & telling[places] & ((gaps <= allowed[places]) | (gaps == 0)).all(axis=1)
             self._note(places[same], rows[same], gaps[same])
-            same[~whole] = [bool(self.same(p, [r])) for p, r in zip(places[~whole], rows[~whole], strict=True)]
             kept.append(np.stack([places[same], rows[same]]))
-        places, rows = np.concatenate(kept, axis=1) if kept else np.zeros((2, 0), int)
-        found: dict[int, list[str]] = {}
-        for pair in np.lexsort((rows, places)).tolist():
-            found.setdefault(self.values.names[places[pair]], []).append(self.tensors.names[rows[pair]])
-        return found
+            special.append(np.stack([places[~whole], rows[~whole]]))
+        names = self.tensors.names
+        found = {self.values.names[place]: [names[row] for row in rows] for place, rows in _by_place(kept).items()}
+        return found | self._compared(special)
 
     def _note(self, places: Array, rows: Array, gaps: Array) -> None:
         """Keep with the run how far apart what is the same is, as a subtraction in single precision tells."""

@@ -27,7 +27,7 @@ _AT_ONCE = 1 << 14
 
 def sample(array: Array) -> Array:
     """Up to 64 elements at fixed pseudo-random positions, as float64; NaN and Inf become large marks."""
-    return _widened(_picked(array))
+    return widened(_picked(array))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ def sampled(arrays: Mapping[K, Array]) -> dict[tuple[int, str], Sampled[K]]:
             names, picked = groups.setdefault((array.size, comparable_kind(array)), ([], []))
             names.append(name)
             picked.append(_picked(array))
-    return {kind: Sampled(names, _widened(_stacked(picked))) for kind, (names, picked) in groups.items()}
+    return {kind: Sampled(names, widened(_stacked(picked))) for kind, (names, picked) in groups.items()}
 
 
 def comparable_kind(array: Array) -> str:
@@ -67,7 +67,8 @@ def _stacked(rows: Sequence[Array]) -> Array:
     return np.concatenate(rows).reshape(len(rows), -1)
 
 
-def _widened(numbers: Array) -> Array:
+def widened(numbers: Array) -> Array:
+    """Numbers as float64, complex ones by their size; NaN and Inf become large marks."""
     wide = (np.abs(numbers) if numbers.dtype.kind == "c" else numbers).astype(np.float64)
     if np.isfinite(wide).all():
         return wide

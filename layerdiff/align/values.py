@@ -101,7 +101,9 @@ def says_nothing(array: Array, limit: Limit) -> bool:
     if _spreads_beyond(array, room / VAGUE):
         return False
     ordinary = array[np.isfinite(array) & ~mask_like(array)].astype(np.float64)
-    return bool(ordinary.size) and room > VAGUE * float(np.std(ordinary)) > 0
+    if not ordinary.size:
+        return not np.isfinite(array).any()
+    return room > VAGUE * float(np.std(ordinary)) > 0
 
 
 def _spreads_beyond(array: Array, least: float) -> bool:

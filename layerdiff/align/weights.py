@@ -67,6 +67,7 @@ def parameters_read(reference: Reference, site: Site) -> tuple[str, ...]:
     return tuple(name for name in found if name is not None)
 
 
+@np.errstate(invalid="ignore")  # parameters that are not finite
 def ties(reference: Reference, graph: Graph, constants: Mapping[str, Array]) -> dict[tuple[int, int], dict[str, Tie]]:
     """For ``(node, site)`` the parameters of the site that the node carries, with how well they match.
 

@@ -160,7 +160,7 @@ def _confined(report: Report) -> list[str]:
         return []
     more = len(report.confined) - 1
     others = f" ({more} more {'place' if more == 1 else 'places'} like that)" if more else ""
-    return [f"{name} differs only where no output that counts depends on it{others}: {first.summary}."]
+    return [f"{name} differs, but no output that counts shows it{others}: {first.summary}."]
 
 
 def _size(metrics: Metrics) -> str:
