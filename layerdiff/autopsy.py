@@ -14,11 +14,10 @@ import numpy as np
 from layerdiff.align.matches import match_values
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError, Death, RuntimeDiedError
-from layerdiff.halving import smallest
 from layerdiff.keys import call_key
 from layerdiff.measure import limits_for, measure
 from layerdiff.model import Diagnosis, Divergence, Evidence, Kind, LayerResult, Status
-from layerdiff.operators import likeness
+from layerdiff.reached import fails_at, guilty_passes, reached
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,44 +74,12 @@ def _step(candidate: Candidate, wanted: Sequence[str], known: Mapping[str, Array
 
 def _together(candidate: Candidate, known: Mapping[str, Array], death: RuntimeDiedError) -> Fall:
     """The shortest part of the graph that dies, where no node does alone; else the guilty optimisation passes."""
-    graph = candidate.graph
-    nodes = [graph.nodes[index] for index in sorted(graph.live_nodes) if graph.nodes[index].outputs]
-    nodes = [node for node in nodes if any(name in graph.computed_set for name in node.outputs)]
-
-    def survives(count: int, optimisation: Optimisation) -> bool:
-        wanted = [name for name in nodes[count - 1].outputs if name in graph.computed_set]
-        part = set().union(*(graph.region(name, ())[0] for name in wanted))
-        try:
-            candidate.computed(wanted, part, None, optimisation)
-        except RuntimeDiedError:
-            return False
-        except BackendError:
-            return True
-        return True
-
     for optimisation in (Optimisation.NONE, Optimisation.AS_SHIPPED):
-        if not nodes or survives(len(nodes), optimisation):
-            continue
-        low, high = 0, len(nodes)  # the first `low` nodes survive, the first `high` do not
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if survives(middle, optimisation) else (low, middle)
-        passes = () if optimisation is Optimisation.NONE else _guilty(candidate)
-        return Fall(death, known, nodes[high - 1], alone=False, passes=passes)
-    return Fall(death, known, passes=_guilty(candidate))
-
-
-def _guilty(candidate: Candidate) -> tuple[str, ...]:
-    """The smallest set of passes without which the model that ships survives; empty when there is none."""
-
-    def survives(passes: Sequence[str]) -> bool:
-        try:
-            candidate.shipped_without(passes)
-        except BackendError:
-            return False
-        return True
-
-    return tuple(smallest(candidate.passes, survives))
+        node = fails_at(candidate, optimisation, RuntimeDiedError)
+        if node is not None:
+            passes = () if optimisation is Optimisation.NONE else guilty_passes(candidate)
+            return Fall(death, known, node, alone=False, passes=passes)
+    return Fall(death, known, passes=guilty_passes(candidate))
 
 
 class Autopsy:
@@ -130,7 +97,7 @@ class Autopsy:
         self._floor, self._tolerance = floor, tolerance
         expected = {v.index: v.array for v in reference.values if v.array is not None}
         self._matched = match_values(expected, fall.known, limits_for(reference, floor, tolerance))
-        self._call = self._reached()
+        self._call = None if fall.node is None else reached(reference, candidate.graph, fall.node, self._matched)
 
     def layers(self) -> tuple[LayerResult, ...]:
         """One result per module call, in the order in which they returned."""
@@ -223,40 +190,3 @@ class Autopsy:
         return LayerResult(
             call.layer, call.call, call.type, None, None, None, status, reason, None, None, None, call_key(call)
         )
-
-    def _reached(self) -> Call | None:
-        """The call that the node belongs to: by its weights, by what reads the same values, else by its name."""
-        node = self._fall.node
-        if node is None:
-            return None
-        open_calls = [c for c in self._reference.calls if not any(value in self._matched for value in c.outputs)]
-        parameters = self._parameters(node)
-        names = {name.rpartition(".")[0] for name in parameters}
-        by_weight = [call for call in open_calls if call.layer in names]
-        if by_weight:
-            return by_weight[0]
-        read = {value for value, tensors in self._matched.items() if set(tensors).intersection(node.reads)}
-        sites = [
-            site
-            for site in self._reference.sites
-            if read.intersection(site.inputs) and not any(value in self._matched for value in site.outputs)
-        ]
-        sites.sort(key=lambda site: (-likeness(site.op, node.op), site.index))
-        named = [call for call in self._reference.calls if node.scope and call.layer == node.scope]
-        if named and not (sites and likeness(sites[0].op, node.op) > 0):
-            return named[0]
-        return self._reference.calls[sites[0].owner] if sites else None
-
-    def _parameters(self, node: Node) -> set[str]:
-        """The parameters of the reference that a node holds as they are, or transposed."""
-        found: set[str] = set()
-        for name in node.inputs:
-            array = self._candidate.graph.initializer(name)
-            if array is None or array.size < 2:
-                continue
-            for parameter, known in self._reference.parameters.items():
-                if known.size == array.size and any(
-                    known.shape == turned.shape and np.array_equal(known, turned) for turned in (array, array.T)
-                ):
-                    found.add(parameter)
-        return found

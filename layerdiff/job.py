@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from layerdiff.model import Diagnosis, Divergence, SampleResult
     from layerdiff.progress import Progress
     from layerdiff.runner import Runner
+    from layerdiff.samples import Sample
 
 
 STOPPED = "stopped while the cause was looked for: what diverges is located and proven, its cause is not named"
@@ -61,7 +62,7 @@ class Job:
         judge = Judge(self.runner, may_do_without_twin=self.runner.may_do_without_twin and not self.pairs)
         shown: Judged | None = None
         told: list[SampleResult] = []
-        refusal: LayerdiffError | None = None
+        refusal: tuple[LayerdiffError, Sample] | None = None
         stopped: tuple[str, ...] = ()
         bar.samples(how_many(inputs))
         try:
@@ -69,7 +70,7 @@ class Job:
                 try:
                     found = judge.sample(index, sample, bar)
                 except (BackendError, FixedShapeError) as error:
-                    refusal = refusal or error
+                    refusal = refusal or (error, sample)
                     told.append(judge.refused(sample, error))
                 else:
                     told.append(found.told)
@@ -81,7 +82,8 @@ class Job:
             stopped = (f"stopped after {len(told)} samples: nothing is known of the others",)
         if shown is None:
             assert refusal is not None  # there is at least one sample
-            raise refusal
+            judge.place(*refusal)
+            raise refusal[0]
         report = self._examined(shown, told, bar)
         return replace(report, warnings=stopped + report.warnings)
 

@@ -6,9 +6,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from layerdiff.errors import LayerdiffError, ReferenceFailedError, RuntimeDiedError
+from layerdiff.errors import BackendError, LayerdiffError, ReferenceFailedError, RuntimeDiedError
 from layerdiff.evident import evident, far_off
 from layerdiff.model import SampleResult
+from layerdiff.reached import add_place
 from layerdiff.reconsider import Located
 from layerdiff.several import judged
 from layerdiff.sound import sound
@@ -110,6 +111,11 @@ class Judge:
         except ReferenceFailedError:
             raise error from None
         return SampleResult(self.runner.shapes(sample), agrees=False, refused=str(error))
+
+    def place(self, error: LayerdiffError, sample: Sample) -> None:
+        """Add to the error with which the runtime refused a sample where it does."""
+        if type(error) is BackendError:
+            add_place(error, self.runner.fed(sample), self.runner.reference.capture(sample))
 
 
 @contextmanager

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from layerdiff import (
@@ -52,6 +53,22 @@ class Function(nn.Module):
 
 def exponential(shape: tuple[int | str, ...] = (2, 3)) -> onnx.ModelProto:
     return graph_of([node("Exp", ["x"], ["y"])], {"x": shape}, ["y"])
+
+
+class Branches(nn.Module):
+    """The shape of one branch is changed in the middle of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 12)
+        self.fold = nn.Unflatten(1, (3, 4))
+        self.last = nn.Linear(4, 5)
+        self.other = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.first(x))
+        folded = self.fold(first)
+        return self.other(torch.sigmoid(first))[:, None] + self.last(folded)
 
 
 EXP = Function(torch.exp)
@@ -152,6 +169,37 @@ def test_a_graph_that_fails_while_it_runs_says_so(trace: Trace) -> None:
     proto = graph_of([node("Gather", ["x", "far"], ["y"], axis=1)], {"x": ("n", "m")}, ["y"], {"far": np.int64(99)})
     with refused(BackendError, "failed while running"):
         trace(EXP, proto, X)
+
+
+@pytest.mark.parametrize("exporter", Exporter)
+def test_a_node_that_fails_in_the_middle_is_named_with_its_layer(trace: Trace, exporter: Exporter) -> None:
+    """Two branches: what comes later in the file than the node, and does not depend on it, is not blamed."""
+    model, x = fill(Branches()), noise("refused.branches", 2, 4)
+    proto = export(model, (x,), exporter)
+    bad = next(n for n in proto.graph.node if n.op_type == "Reshape" and "elu" in n.input[0])
+    proto.graph.initializer.append(numpy_helper.from_array(np.array([99], np.int64), "wrong.shape"))
+    bad.CopyFrom(node("Reshape", [bad.input[0], "wrong.shape"], bad.output, name=bad.name))
+    with refused(BackendError, f"fails is Reshape node '{bad.name}', in layer fold: what it reads agrees"):
+        trace(model, proto, x)
+
+
+def test_a_pass_of_the_runtime_without_which_a_file_runs_is_named(trace: Trace) -> None:
+    nodes = [
+        node("Exp", ["x"], ["e"]),
+        node("Pad", ["e", "pads"], ["p"]),
+        node("AveragePool", ["p"], ["y"], kernel_shape=[3], pads=[1, 1], count_include_pad=1),
+    ]
+    pads = np.array([0, 0, 2, 0, 0, 2], np.int64)
+    proto = graph_of(nodes, {"x": (1, 2, 8)}, ["y"], {"pads": pads})
+    model = nn.Sequential(Function(torch.exp), nn.ConstantPad1d(2, 0.0), nn.AvgPool1d(3, 1, 1))
+    x = noise("refused.pass", 1, 2, 8)
+    try:
+        ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    except ort.capi.onnxruntime_pybind11_state.Fail:
+        with refused(BackendError, "Pad should be smaller", "runs without Pad_Fusion", "disabled_optimizers"):
+            trace(model, proto, x)
+    else:  # another version of the runtime
+        assert trace(model, proto, x).agrees
 
 
 def test_a_missing_execution_provider_is_named_with_those_that_are_there() -> None:

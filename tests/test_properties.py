@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.onnx.errors import OnnxExporterError
 
 import layerdiff
+from layerdiff.errors import BackendError
 from layerdiff.measure import measure
 from layerdiff.model import Status
 from tests.test_zoo import assert_quiet_and_complete
@@ -70,7 +71,11 @@ def exported(sample: Sample, exporter: Exporter) -> onnx.ModelProto:
 
 
 def traced(sample: Sample, proto: onnx.ModelProto) -> Report:
-    return layerdiff.trace(sample.model, proto, sample.inputs, progress=False)
+    try:
+        return layerdiff.trace(sample.model, proto, sample.inputs, progress=False)
+    except BackendError as error:
+        assume("; it runs without " not in str(error))  # a pass of the runtime that breaks a graph which is in order
+        raise
 
 
 def check_quiet(sample: Sample, exporter: Exporter) -> Report:
