@@ -98,10 +98,12 @@ class _Permuted:
         wanted: dict[tuple[int, ...], dict[int, Array]] = defaultdict(dict)
         for index in self.indices if left else ():
             wanted[self.known[index].shape][index] = _picked(self.known[index], range(rank))
+        shapes = {name: self.tensors[name].shape for name in left}
         found: dict[str, Axes] = {}
-        for axes in _orders(rank):
+        for axes in _orders(rank) if left else ():
+            turned = {name: tuple(shapes[name][axis] for axis in axes) for name in left}
             for shape, picked in wanted.items():
-                fitting = [n for n in left if tuple(self.tensors[n].shape[axis] for axis in axes) == shape]
+                fitting = [name for name in left if turned[name] == shape]
                 for index, name in self._near(picked, {n: _picked(self.tensors[n], axes) for n in fitting}):
                     array = self.tensors[name].transpose(axes)
                     if name not in found and same_numbers(self.known[index], array, self.limits[index]):
