@@ -29,9 +29,18 @@ MOST = 64 << 20
 def in_double(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array | None:
     """The one output of a small model, computed in double precision; None where that is not possible."""
     fed = {name: a.astype(np.float64) if a.dtype == np.float32 else a for name, a in feeds.items()}
+    return _evaluated(_widened(model), fed)
+
+
+def as_written(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array | None:
+    """The same in the precision of the model: what the evaluator makes of it, which need not be what a runtime does."""
+    return _evaluated(with_weights(model), feeds)
+
+
+def _evaluated(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array | None:
     try:
         with np.errstate(all="ignore"):
-            result: Any = next(iter(ReferenceEvaluator(_widened(model), new_ops=[Conv]).run(None, fed)))
+            result: Any = next(iter(ReferenceEvaluator(model, new_ops=[Conv]).run(None, dict(feeds))))
     except Exception:  # noqa: BLE001  the evaluator raises whatever numpy does
         return None
     return np.asarray(result)

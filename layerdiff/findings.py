@@ -151,4 +151,5 @@ def _metrics(
     if known.array is None or actual is None or actual.size != known.array.size:
         return None
     shaped = np.ascontiguousarray(actual).reshape(known.array.shape)
-    return measure(known.array, shaped, dtype=known.dtype, noise=floor.get(origin.value), tolerance=tolerance)
+    limit = tolerance or alignment.limits.get(origin.value)
+    return measure(known.array, shaped, dtype=known.dtype, noise=floor.get(origin.value), tolerance=limit)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.align import align
+from layerdiff.amplified import amplified
 from layerdiff.attribute import Blame
 from layerdiff.audit import audit
 from layerdiff.autopsy import Autopsy, locate
 from layerdiff.cases import case_of
-from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, ranked
+from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, outputs_exchanged, ranked
 from layerdiff.environment import environment
 from layerdiff.errors import (
     BackendError,
@@ -27,7 +28,7 @@ from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.own_runs import own_runs
 from layerdiff.pairs import doubts, resolved, still_there
 from layerdiff.proof import prove, sites_of
-from layerdiff.reconsider import located
+from layerdiff.reconsider import Located, located
 from layerdiff.report import Report
 from layerdiff.samples import how_many, samples
 from layerdiff.settle import settle
@@ -38,9 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from layerdiff.align import Alignment
+    from layerdiff.candidate import Candidate
     from layerdiff.diagnose import Explained
     from layerdiff.judging import Judged
+    from layerdiff.measure import Limit
     from layerdiff.model import Diagnosis, Divergence, SampleResult
+    from layerdiff.outputs import OutputPairs
     from layerdiff.progress import Progress
     from layerdiff.runner import Runner
     from layerdiff.samples import Sample
@@ -102,9 +106,8 @@ class Job:
         outputs, reference, floor, run = shown.outputs, shown.reference, shown.floor, self.runner
         observed = observe(shown.candidate, outputs, shown.results)
         bar.stage("aligning layers")
-        alignment, lost = self._aligned(shown, observed)
+        place, lost = self._located(shown, observed)
         bar.stage("proving the accusation")
-        place = shown.place or located(alignment, outputs)
         alignment, origins, rounded = place.alignment, place.origins, place.rounded
         proven = prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
         found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
@@ -117,7 +120,7 @@ class Job:
             stretches = [replace(s, divergence=f.divergence) for s, f in zip(stretches, found, strict=True)]
             explained = [e.of(f.divergence.layer) for e, f in zip(explained, found, strict=True)]
         cases = tuple(case_of(s, e) for s, e in zip(stretches, explained, strict=False))
-        crossed = inputs_exchanged(observed.candidate, outputs, explained, reference.calls[0].type)
+        crossed = _crossed(observed.candidate, outputs, explained, reference.calls[0].type)
         if crossed is not None:
             found, explained, cases = [Finding(Blame(0, None), crossed[0])], [crossed[1]], ()
         divergences = tuple(f.divergence for f in found)
@@ -153,18 +156,25 @@ class Job:
             confined=tuple(f.divergence for f in confined),
             sample=shown.index,
             samples=tuple(told),
-            live=None if run.source is None else Live(run.source, shown.sample, cases, observed.level, run),
+            live=None
+            if run.source is None
+            else Live(run.source, shown.sample, cases, observed.level, run, alignment.candidate.layout),
             weights=audit(alignment),
         )
 
-    def _aligned(self, shown: Judged, observed: Observed) -> tuple[Alignment, tuple[str, ...]]:
-        """The alignment of what is examined, and the pairs of the user that are not in it."""
+    def _located(self, shown: Judged, observed: Observed) -> tuple[Located, tuple[str, ...]]:
+        """Where it goes wrong in what is examined, and the pairs of the user that are not in that."""
         reference, outputs = shown.reference, shown.outputs
         given, lost = still_there(resolved(self.pairs, reference, shown.candidate, outputs), observed.candidate)
-        if shown.place is not None:
-            return shown.place.alignment, lost
-        limits = limits_for(reference, shown.floor, self.runner.tolerance)
-        return align(reference, observed.candidate, outputs.everywhere(), limits, given=given), lost
+
+        def aligned(stricter: dict[int, Limit]) -> Alignment:
+            limits = limits_for(reference, shown.floor, self.runner.tolerance) | stricter
+            return align(reference, observed.candidate, outputs.everywhere(), limits, given=given)
+
+        place = shown.place or located(aligned({}), outputs)
+        if not place.origins and not place.rounded and (stricter := amplified(place.alignment, outputs)):
+            place = located(aligned(stricter), outputs)
+        return place, lost
 
     def fallen(self, shown: Judged, told: Sequence[SampleResult], death: RuntimeDiedError) -> Report:
         """The report on a runtime that died; where the model that ships did run, that says whether it agrees."""
@@ -184,6 +194,14 @@ class Job:
             sample=shown.index,
             samples=tuple(told),
         )
+
+
+def _crossed(
+    candidate: Candidate, outputs: OutputPairs, explained: Sequence[Explained], root_type: str
+) -> tuple[Divergence, Explained] | None:
+    """The finding that outputs or inputs are taken for each other."""
+    found = outputs_exchanged(candidate, outputs, root_type)
+    return inputs_exchanged(candidate, outputs, explained, root_type) if found is None else found
 
 
 def _explained(stretches: Sequence[Stretch]) -> tuple[list[Explained], tuple[str, ...]]:

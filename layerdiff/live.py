@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     import onnx
 
     from layerdiff.backends import Optimisation
+    from layerdiff.layout import Axes
     from layerdiff.model import Diagnosis, Divergence
     from layerdiff.patch import Patch
     from layerdiff.runner import Runner
@@ -57,7 +58,8 @@ class Case:
 class Live:
     """What is needed to repair a file and to hand over a reproduction.
 
-    `level` is the optimisation whose own graph was examined (None: the file's). `again` is the trace with all its
+    `level` is the optimisation whose own graph was examined (None: the file's), `layout` the axes by which its tensors
+    are shown as the model has them. `again` is the trace with all its
     arguments but the candidate and the inputs, `inputs` what was given (None: they cannot be read twice).
     """
 
@@ -66,6 +68,7 @@ class Live:
     cases: tuple[Case, ...]
     level: Optimisation | None
     runner: Runner
+    layout: Mapping[str, Axes]
     again: Callable[..., Any] | None = None
     inputs: Any = None
 

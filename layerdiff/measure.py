@@ -120,6 +120,11 @@ def rounding_limit(expected: Array, dtype: str, noise: Noise | None) -> Limit:
     return Limit(_STEP.get(dtype, 0.0), limit_for(expected, dtype, noise))
 
 
+def own_size_limit(dtype: str) -> Limit:
+    """A few units in the last place of each number, however small it is beside the others."""
+    return Limit(EPSILON_FACTOR * _EPSILON.get(dtype, 2.0**-23), 0.0)
+
+
 def measure(
     expected: Array,
     actual: Array,

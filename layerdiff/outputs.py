@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from layerdiff.measure import limit_for, measure
 from layerdiff.model import Noise, OutputResult
 from layerdiff.nonfinite import not_finite
 from layerdiff.operators import base_name
+from layerdiff.parts import judged_by_parts, limits_of_parts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,9 +24,12 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OutputPairs:
-    """Output values of the reference with the graph output that stands for each, and how to judge them."""
+    """Output values of the reference with the graph output that stands for each, and how to judge them.
+
+    `listed` are the graph's outputs in the order of the file.
+    """
 
     reference: Reference
     tensors: Mapping[int, str]
@@ -32,12 +37,14 @@ class OutputPairs:
     floor: Mapping[int, Noise]
     tolerance: Tolerance | None
     masks: Mapping[int, Array] = field(default_factory=dict)
+    listed: tuple[str, ...] = ()
 
     def measured(self, arrays: Mapping[str, Array | None]) -> dict[int, Metrics | None]:
         """Metrics per output value; None where the shapes differ or the candidate gives no tensor."""
-        return {value: self._metrics(value, arrays.get(name)) for value, name in self.tensors.items()}
+        return {value: self.of(value, arrays.get(name)) for value, name in self.tensors.items()}
 
-    def _metrics(self, value: int, actual: Array | None) -> Metrics | None:
+    def of(self, value: int, actual: Array | None) -> Metrics | None:
+        """Metrics of an array as an output value; None where it is not there or of another shape."""
         known = self.reference.values[value]
         if known.array is None or actual is None or known.array.shape != actual.shape:
             return None
@@ -46,7 +53,17 @@ class OutputPairs:
             expected, actual = tied
         if value in self.masks:
             actual = np.where(self.masks[value], actual, expected)
-        return measure(expected, actual, dtype=known.dtype, noise=self.floor.get(value), tolerance=self.tolerance)
+        metrics = measure(expected, actual, dtype=known.dtype, noise=self.floor.get(value), tolerance=self.tolerance)
+        parts = self._parts.get(value) if metrics.agrees else None
+        return metrics if parts is None else judged_by_parts(metrics, expected, actual, parts)
+
+    @cached_property
+    def _parts(self) -> dict[int, Array]:
+        """What is allowed for each element of the outputs that have parts of unlike size."""
+        if self.tolerance is not None:
+            return {}
+        found = {value: limits_of_parts(self.reference, value, self.floor) for value in self.tensors}
+        return {value: limits for value, limits in found.items() if limits is not None}
 
     def _tied(self, value: int, actual: Array) -> tuple[Array, Array] | None:
         """For positions of the largest or sorted elements, the elements there: equals may come in any order."""
@@ -126,6 +143,10 @@ class OutputPairs:
         empty = [self.tensors[value] for value, mask in self.masks.items() if mask.size and not mask.any()]
         found = [f"not compared, for want of a partner: output {', '.join(self.unpaired)}"] if self.unpaired else []
         found += [f"not compared, because `valid` excludes all of it: output {', '.join(empty)}"] if empty else []
+        ours = [name for name in self.tensors.values() if name not in self.reference.outputs]
+        theirs = [name for name in self.listed if name in ours]
+        if theirs != ours[: len(theirs)]:
+            found.append(f"the file gives its outputs in another order, {', '.join(theirs)}: paired by shape")
         return (*found, *not_finite(self.reference, self.tensors))
 
     def worst(self, metrics: Mapping[int, Metrics | None]) -> float:

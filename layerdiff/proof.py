@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layerdiff.confined import confined_origins
+from layerdiff.confined import confined_origins, is_other_mask
 from layerdiff.heal import heal
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
         return Proven([], [], harmless)
     if harmless:  # what differs shows at excluded positions at most
         proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
-        return Proven([], list(zip(origins, proofs, strict=True)), harmless)
+        told = [(o, proof) for o, proof in zip(origins, proofs, strict=True) if not is_other_mask(alignment, o)]
+        return Proven([], told, harmless)
     proofs = heal(alignment, origins, outputs)
     aside = confined_origins(alignment, origins, proofs, outputs)
     if aside:
@@ -41,7 +42,8 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
         proofs = heal(alignment, origins, outputs)
     enough = _enough(proofs)
     origins, proofs = origins[:enough], proofs[:enough]
-    return Proven(list(zip(origins, proofs, strict=True)), [(origin, None) for origin in aside], harmless)
+    confined: list[tuple[Origin, Healed | None]] = [(o, None) for o in aside if not is_other_mask(alignment, o)]
+    return Proven(list(zip(origins, proofs, strict=True)), confined, harmless)
 
 
 def _enough(proofs: Sequence[Healed | None]) -> int:

@@ -84,7 +84,8 @@ class Runner:
         """The final outputs of both sides, for the sample of that number."""
         pairs = pair_outputs(reference, graph.outputs, hint=" ".join(self.reference.warnings))
         masks = masks_for(reference, pairs[0], self.valid, index)
-        return OutputPairs(reference, *pairs, floor, self.tolerance, masks)
+        listed = tuple(port.name for port in graph.outputs)
+        return OutputPairs(reference, *pairs, floor, self.tolerance, masks, listed)
 
     def shapes(self, sample: Sample) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor of a sample, by argument name."""

@@ -17,8 +17,9 @@ from layerdiff.align import only_by_values
 from layerdiff.align.values import same_numbers
 from layerdiff.blocks import largest_gap
 from layerdiff.errors import BackendError
-from layerdiff.measure import Limit, limits_for, with_noise
+from layerdiff.measure import Limit, limits_for, own_size_limit, with_noise
 from layerdiff.model import Noise
+from layerdiff.operators import base_name
 from layerdiff.twinless import adds_its_rounding, alone, collected, draws, gap_in, holds
 
 if TYPE_CHECKING:
@@ -26,11 +27,13 @@ if TYPE_CHECKING:
 
     from layerdiff.align import Alignment
     from layerdiff.candidate import Candidate
-    from layerdiff.model import Reference
+    from layerdiff.model import Reference, Site
     from layerdiff.outputs import OutputPairs
 
     Array = np.ndarray[Any, Any]
 
+# What rounds each number by itself, and reads a constant besides.
+_WITH_A_CONSTANT = frozenset({"add", "sub", "rsub", "clamp", "clamp_min", "clamp_max", "maximum", "minimum"})
 # A step that adds less than this share of what its tensor is off by is not where the error comes from.
 MINOR = 0.5
 # What is off by no more than so many times what it is computed from is not where the error comes from either.
@@ -57,7 +60,7 @@ def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> S
         return None
     added = limits_for(reference, {}, None)
     found = only_by_values(reference, candidate, outputs, collected(added))
-    if found is None:
+    if found is None or not all(_exact(found, site) for site in reference.sites):
         return None
     forced = found.forced()
     off = {tensor: value for tensor, value in forced.items() if not _as_read(found, tensor, value, added)}
@@ -84,6 +87,26 @@ def _near(outputs: OutputPairs, arrays: Mapping[str, Array], limits: Mapping[int
         if not same_numbers(expected, arrays[name], limits[value]):
             return False
     return not outputs.unpaired
+
+
+def _exact(found: Alignment, site: Site) -> bool:
+    """Whether what adds a constant, or cuts off at one, gives out what went in to the last digits of each number.
+
+    Beside large numbers an epsilon is less than rounding; a logarithm or a quotient of the small ones is not.
+    """
+    reference, tapped = found.reference, found.candidate.tapped
+    read = [index for index in site.inputs if not reference.values[index].constant]
+    if base_name(site.op) not in _WITH_A_CONSTANT or len(read) != 1:
+        return True
+    pairs = [(index, found.pair(index)) for index in (read[0], site.outputs[0])]
+    sides = [(reference.values[i].array, tapped.get(pair.tensor)) for i, pair in pairs if pair is not None]
+    known = [(e.reshape(-1), a.reshape(-1)) for e, a in sides if e is not None and a is not None and e.size == a.size]
+    if len(known) != len(pairs) or known[0][0].size != known[1][0].size or known[1][0].dtype.kind != "f":
+        return True
+    (e, a), (expected, actual) = known
+    allowed = np.abs(a - e) + own_size_limit(reference.values[site.outputs[0]].dtype).rtol * np.abs(expected)
+    with np.errstate(invalid="ignore"):
+        return bool(np.all((np.abs(actual - expected) <= allowed) | (actual == expected)))
 
 
 def _as_read(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> bool:

@@ -29,8 +29,9 @@ class Unlike:
     """What two arrays of one shape differ by; places that hold the same, NaN as well, differ by nothing.
 
     max_abs is in the units of the values (infinite where only one is a number), and rel_l2 is ``|got - wanted| /
-    |wanted|``. `along` holds the largest difference at each index of the first axis, and of the second where there is
-    one; `sizes` the largest magnitude that is wanted at each index of the first that has a difference.
+    |wanted|`` (infinite where all that is wanted is zero). `along` holds the largest difference at each index of the
+    first axis, and of the second where there is one; `sizes` the largest magnitude that is wanted at each index of the
+    first that has a difference.
     """
 
     def __init__(self, wanted: Array, got: Array) -> None:
@@ -49,7 +50,7 @@ class Unlike:
                     of_each = gap.reshape(len(gap), columns.size, -1).max(axis=(0, 2))
                     np.maximum(columns, of_each, out=columns)
         self.max_abs = float(rows.max(initial=0.0))
-        self.rel_l2 = float(np.sqrt(off)) / max(float(np.sqrt(own)), 1e-300)
+        self.rel_l2 = float(np.sqrt(off) / np.sqrt(own)) if own > 0 else (np.inf if off > 0 else 0.0)
         self.along: tuple[Array, ...] = (rows, columns) if columns.size else (rows,)
 
     def _parts(self, rows: Array) -> Iterator[Array]:
@@ -98,6 +99,13 @@ class Unlike:
             return False
         one, other = (np.sort(array[self._rows], axis=None) for array in (self._wanted, self._got))
         return bool(np.array_equal(one, other))
+
+
+def share_of(rel_l2: float) -> str:
+    """How far off a weight is, as a share of its own size, in words."""
+    if np.isinf(rel_l2):
+        return "where the model has zeros"
+    return f"{rel_l2:.2g} of its size" if rel_l2 < 2 else f"{rel_l2:.2g} times its size"
 
 
 def _apart(w: Array, g: Array) -> Array:

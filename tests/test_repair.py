@@ -9,6 +9,7 @@ import subprocess
 import sys
 import warnings
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from layerdiff.align import Alignment
 from layerdiff.errors import InputError, RepairError
 from layerdiff.model import Reference
 from layerdiff.patch import SetAttribute, SetConstant, Splice
-from layerdiff.repair.draw import dynamic_axes, redrawn, resized
+from layerdiff.repair.draw import cut_short, dynamic_axes, redrawn, resized
 from layerdiff.repair.replacement import Size, generalised
 from layerdiff.samples import Sample
 from tests.conftest import graph_of, run, with_initializer
@@ -563,3 +564,112 @@ def test_a_constant_keeps_its_rank() -> None:
 
     found = patched(proto, [SetConstant("y", 1, np.array(2, np.int64)), SetAttribute("y", "axis", 1)])
     assert run(found, {"x": np.arange(6, dtype=np.float32).reshape(2, 3)})["y"].tolist() == [2.0, 5.0]
+
+
+class Repeated(nn.Module):
+    """Two heads of keys, each for four heads of queries: by an Expand of five axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.out = nn.Linear(12, 8), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, _ = x.shape
+        heads = self.keys(x).view(b, t, 2, 4).transpose(1, 2)
+        heads = heads[:, :, None].expand(b, 2, 4, t, 4).reshape(b, 8, t, 4)
+        return self.out(heads.transpose(1, 2).reshape(b, t, -1))
+
+
+def test_a_tensor_that_is_read_in_another_layout_is_turned_back(trace: Trace, tmp_path: Path) -> None:
+    """Also where the trace took its layout for one of the file's own."""
+    model, x = fill(Repeated()), noise("repair.repeated", 2, 5, 12)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    node = next(n for n in proto.graph.node if n.op_type == "Expand")
+    turn = helper.make_node("Transpose", ["heads"], [node.output[0]], perm=[0, 2, 1, 3, 4])
+    node.output[0] = "heads"
+    proto.graph.node.insert(list(proto.graph.node).index(node) + 1, turn)
+    report = trace(model, proto, x)
+    assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("layout", True)
+    assert report.repair(tmp_path / "fixed.onnx").agrees
+
+
+class Rooted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(y / torch.sqrt(y.pow(2).mean(-1, keepdim=True) + 0.1))
+
+
+def test_two_nodes_of_which_one_reads_a_constant_change_places(trace: Trace, tmp_path: Path) -> None:
+    model, x = fill(Rooted()), noise("repair.rooted", 4, 8)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    root = next(n for n in proto.graph.node if n.op_type == "Sqrt")
+    add = next(n for n in proto.graph.node if root.input[0] in n.output)
+    mean = next(name for name in add.input if "Mean" in name)
+    epsilon = next(name for name in add.input if name != mean)
+    add.CopyFrom(helper.make_node("Sqrt", [mean], list(add.output), name="root"))
+    root.CopyFrom(helper.make_node("Add", [add.output[0], epsilon], list(root.output), name="add"))
+    report = trace(model, proto, x)
+    assert report.diagnoses[0].verified
+    assert report.repair(tmp_path / "fixed.onnx").agrees
+
+
+def test_a_file_that_would_be_no_nearer_to_the_model_is_not_written(
+    trace: Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two faults that nearly undo each other only one can be corrected."""
+    model, x = fill(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))), noise("repair.half", 4, 6)
+    changed = deepcopy(model)
+    with torch.no_grad():
+        changed[0].weight.mul_(4.0)
+        changed[0].bias.mul_(4.0)
+        changed[2].weight.mul_(0.26)
+    report = trace(model, export(changed, (x,), Exporter.TORCHSCRIPT), x)
+    assert len(report.divergences) == 2
+    first, second = report.live.cases
+    object.__setattr__(report.live, "cases", (first, replace(second, patch=None)))
+    with pytest.raises(RepairError, match=r"no nearer to the model's \(max-abs .* → .*\)"):
+        report.repair(tmp_path / "fixed.onnx")
+    assert not (tmp_path / "fixed.onnx").exists()
+
+
+class Counted(nn.Module):
+    """Positions are counted where a mask lets tokens in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(20, 8), nn.Linear(8, 3)
+
+    def forward(self, mask: Tensor) -> Tensor:
+        return self.out(torch.tanh(self.table((mask.cumsum(-1) - 1).clamp(min=0))))
+
+
+def test_a_change_that_is_right_for_a_full_mask_only_is_no_repair(trace: Trace, tmp_path: Path) -> None:
+    model, mask = fill(Counted()), torch.ones(2, 9, dtype=torch.int64)
+    proto = export(model, (mask,), Exporter.TORCHSCRIPT)
+    count = next(n for n in proto.graph.node if n.op_type == "CumSum")
+    count.attribute.append(helper.make_attribute("exclusive", 1))
+    report = trace(model, proto, mask)
+    assert not report.agrees
+    fixed = tmp_path / "fixed.onnx"
+    try:
+        report.repair(fixed)
+    except RepairError as error:
+        assert "a mask that takes something out" in str(error)  # noqa: PT017  either is right
+        assert not fixed.exists()
+    else:
+        mask[:, 6:] = 0
+        assert trace(model, fixed, mask).agrees
+
+
+def test_masks_that_leave_all_in_are_cut_short() -> None:
+    full, ids = torch.ones(2, 7, dtype=torch.bool), torch.tensor([[1, 2, 1, 1]])
+    found = cut_short(Sample((full, ids, torch.ones(2, 4))))
+    assert found is not None
+    assert found.args[0].tolist() == [[True] * 5 + [False] * 2] * 2
+    assert found.args[1].equal(ids)
+    assert found.args[2].equal(torch.ones(2, 4))
+    assert cut_short(Sample((ids, torch.ones(2, 4)))) is None

@@ -367,6 +367,60 @@ def test_outputs_are_paired_by_name_where_names_are_known(trace: Callable[..., R
     assert {output.name: output.tensor for output in report.outputs} == {"up": "up", "down": "down"}
 
 
+class Heads(nn.Module):
+    """Two results of one input."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__()
+        self.start, self.end = nn.Linear(6, first), nn.Linear(6, second)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.start(x), self.end(x)
+
+
+def with_outputs_exchanged(proto: onnx.ModelProto) -> onnx.ModelProto:
+    result = copy.deepcopy(proto)
+    first, second = proto.graph.output
+    result.graph.output[0].CopyFrom(second)
+    result.graph.output[1].CopyFrom(first)
+    return result
+
+
+def test_outputs_in_another_order_are_told_by_their_shapes(trace: Callable[..., Report]) -> None:
+    model, x = fill(Heads(4, 3)), noise("trace.heads", 2, 6)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    report = trace(model, with_outputs_exchanged(proto), x)
+    assert report.agrees
+    names = ", ".join(port.name for port in reversed(proto.graph.output))
+    assert report.warnings == (f"the file gives its outputs in another order, {names}: paired by shape",)
+    assert trace(model, proto, x).warnings == ()
+
+
+def test_outputs_of_one_shape_that_are_exchanged_are_no_wrong_weights(trace: Callable[..., Report]) -> None:
+    model, x = fill(Heads(4, 4)), noise("trace.heads", 2, 6)
+    proto = with_outputs_exchanged(export(model, (x,), Exporter.TORCHSCRIPT))
+    report = trace(model, proto, x)
+    assert not report.agrees
+    assert [(d.cause, d.verified) for d in report.diagnoses] == [("order", True)]
+    assert "stand in each other's place" in report.verdict
+    with torch.no_grad():
+        model.end.bias.add_(1.0)
+    assert {d.cause for d in trace(model, proto, x).diagnoses} != {"order"}  # one of them is wrong in any order
+
+
+def test_a_mask_that_is_written_as_another_is_no_difference(trace: Callable[..., Report]) -> None:
+    """Scores of -inf in the model are the lowest float in the file; what is computed from them is the same."""
+    model = Function(lambda _, x: torch.softmax(x.masked_fill(x > 0.5, -torch.inf), 1))
+    x = noise("trace.masks", 3, 8)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    held = [a.t for n in proto.graph.node for a in n.attribute if n.op_type == "Constant"]
+    mask = next(t for t in (*held, *proto.graph.initializer) if np.isneginf(numpy_helper.to_array(t)).any())
+    mask.CopyFrom(numpy_helper.from_array(np.full(mask.dims, np.finfo(np.float32).min, np.float32), mask.name))
+    report = trace(model, proto, x)
+    assert report.agrees
+    assert report.confined == ()
+
+
 def test_an_output_without_a_partner_is_told(trace: Callable[..., Report]) -> None:
     model = Function(lambda _, x: (x + 1, x.sum()))
     proto = graph_of([onnx.helper.make_node("Add", ["x", "one"], ["y"])], {"x": (2, 3)}, ["y"], {"one": np.float32(1)})

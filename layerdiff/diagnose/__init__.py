@@ -11,6 +11,7 @@ from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.inputs import inputs_exchanged
 from layerdiff.diagnose.moved import joined
+from layerdiff.diagnose.outputs import outputs_exchanged
 from layerdiff.diagnose.prove import REPAIR, Explained, explain
 from layerdiff.diagnose.stretch import Stretch
 
@@ -71,5 +72,6 @@ __all__ = [
     "explain",
     "explain_all",
     "inputs_exchanged",
+    "outputs_exchanged",
     "ranked",
 ]

@@ -75,7 +75,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         cause, text, evidence = _what_was_folded(found, factor, bias, batch)
         evidence = {"node": node.name, **_errors(found, factor, bias), **evidence}
         remedy = "export again from the model that is meant to ship"
-        site = None if text == UNSETTLED else (heavy if cause == "weights" else norm).index
+        unsettled = text == UNSETTLED or "either" in evidence
+        site = None if unsettled else (heavy if cause == "weights" else norm).index
         yield Hypothesis(cause, text, evidence, changes, remedy, site)
 
 
@@ -227,12 +228,14 @@ def _what_was_folded(
     ]
     if batch is not None:
         ways += _ways_with_batch(norm, *batch)
-    if _near(bias, norm.shift(norm.factor, norm.mean, norm.beta)) and np.any(norm.beta - norm.factor * norm.mean):
+    wrong = np.flatnonzero(np.abs(factor - norm.factor) > _EQUAL * np.abs(norm.factor).max())
+    if _near(bias, norm.shift(norm.factor, norm.mean, norm.beta)) and np.any((norm.bias - norm.mean)[wrong]):
         # A fold makes the bias with the same factors: they were right, and the weight was scaled besides.
-        wrong = np.flatnonzero(np.abs(factor - norm.factor) > _EQUAL * np.abs(norm.factor).max())
-        scale = (factor[wrong] / norm.factor[wrong]).tolist()
+        scale = factor[wrong] / norm.factor[wrong]
         text = f"The weight before it is scaled in channel {', '.join(map(str, wrong[:8]))} of {factor.size}."
-        return "weights", text, {"channels": wrong.tolist(), "factor": scale[:8]}
+        if wrong.size == factor.size and np.ptp(scale) <= _EQUAL * np.abs(scale).max():
+            text = f"The weight before it is multiplied by {float(np.median(scale)):.6g}."
+        return "weights", text, {"channels": wrong.tolist(), "factor": scale[:8].tolist()}
     fitting = [
         (_distance(factor, wanted_factor) + _distance(bias, wanted_bias), cause, text)
         for cause, text, wanted_factor, wanted_bias in ways
@@ -244,6 +247,9 @@ def _what_was_folded(
     gain = float(np.median(factor / np.where(norm.factor == 0, 1, norm.factor)))
     scaled = norm.factor * (gain * norm.bias - norm.mean) + norm.beta
     if np.any(norm.bias) and _near(factor, gain * norm.factor) and _near(bias, scaled):
+        if _near(bias, norm.shift(gain * norm.factor, norm.mean, norm.beta)):
+            text = f"It, or the layer before it, is multiplied by {gain:.6g}: with these parameters both fold alike."
+            return "bn-folding", text, {"factor": gain, "either": True}
         text = f"Weight and bias of the layer before it are multiplied by {gain:.6g}."
         return "weights", text, {"factor": gain}
     epsilon = _other_epsilon(norm, factor, bias)

@@ -35,7 +35,9 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         yield from semantics.hypotheses(stretch.widened())
     ops = list(dict.fromkeys(node.op for node in stretch.nodes))
     cause = _cause(stretch, set(ops))
-    text = f"{', '.join(ops)} stand behind {stretch.divergence.layer or 'the input'} and change what it passes on."
+    verbs = ("stands", "changes") if len(ops) == 1 else ("stand", "change")
+    behind = stretch.divergence.layer or "the input"
+    text = f"{', '.join(ops)} {verbs[0]} behind {behind} and {verbs[1]} what it passes on."
     evidence = {"nodes": [n.name for n in stretch.nodes], "operators": ops}
     yield Hypothesis(cause, text, evidence, _bypassed(stretch), decided=_passes_on_what_is_right(stretch))
 

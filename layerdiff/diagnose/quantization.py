@@ -44,6 +44,8 @@ _CLIPPED_FALLS = 0.85
 # How near stored weights come to the model's when only their scale, zero point or axis was wrong.
 _FITS = 0.02
 _COARSE = 4.0
+# Factors of channels that are so near each other are told as one.
+_ALIKE = 1.1
 
 
 @dataclass(frozen=True)
@@ -329,9 +331,11 @@ def _misscaled(one: Stored, right: Array) -> str:
     refitted = Scheme((scheme.scale * factors).astype(scheme.scale.dtype), scheme.zero, scheme.axis)
     if _apart(refitted.real(integers), right) <= _FITS:
         wrong = np.flatnonzero(np.abs(factors - 1) > _FITS)
-        ratio = float(np.median(1 / factors.reshape(-1)[wrong])) if wrong.size else 1.0
+        ratios = np.sort(1 / factors.reshape(-1)[wrong]) if wrong.size else np.ones(1)
+        spread = f"{ratios[0]:.4g} to {ratios[-1]:.4g}"
+        ratio = f"{float(np.median(ratios)):.4g}" if ratios[-1] < _ALIKE * ratios[0] else spread
         where = f" in {wrong.size} of {factors.size} channels" if factors.size > 1 else ""
-        return f"have a scale that is {ratio:.4g} times theirs{where}"
+        return f"have a scale that is {ratio} times theirs{where}"
     limits = np.iinfo(integers.dtype)
     ends = int(np.sum((integers == limits.min) | (integers == limits.max)))
     if ends > max(4 * scheme.scale.size, integers.size // 100):

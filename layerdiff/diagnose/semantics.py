@@ -271,7 +271,20 @@ def text_of(difference: Difference) -> str:
         return f"{op} is in the file and not in the model."
     if difference.what is What.MISSING:
         return f"{op} is missing from the file."
+    if isinstance(got, str) and got == wanted:
+        return f"Operand {difference.slot} of {op} is not the model's: {_first_apart(difference)}."
     return f"Operand {difference.slot} of {op} is {got}; the model's is {wanted}."
+
+
+def _first_apart(difference: Difference) -> str:
+    """Where two arrays that look alike by shape and range differ."""
+    wanted, got = (np.asarray(side).reshape(-1) for side in (difference.wanted, difference.got))
+    wrong = np.flatnonzero(wanted != got) if wanted.size == got.size else np.zeros(0, int)
+    if not wrong.size:
+        return str(shown(difference.got))
+    first = int(wrong[0])
+    place = [int(i) for i in np.unravel_index(first, np.shape(difference.wanted))]
+    return f"{wrong.size} of {wanted.size} values differ; at {place} it is {got[first]:.6g}, not {wanted[first]:.6g}"
 
 
 def shown(value: Any) -> Any:

@@ -13,7 +13,7 @@ from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import RECURRENT, changes_for, mask_values, shown
 from layerdiff.operators import base_name, only_moves
-from layerdiff.unlike import Unlike
+from layerdiff.unlike import Unlike, share_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,6 +46,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
             text, evidence = f"{name} is absent from {difference.op}.", {"got": shown(got)}
         else:
             text, evidence = in_what_way(stretch, name, wanted, got)
+            text = text.replace(name, _with_partners(stretch, name), 1)
         misplaced = evidence.get("permuted") or evidence.get("equals")  # other gates, or the other direction
         cause = "recurrent" if difference.op in RECURRENT and misplaced else "weights"
         if _other_rows(stretch, name, difference):
@@ -68,6 +69,16 @@ def _wrong_part(stretch: Stretch, wanted: Array, got: Any) -> tuple[Array, Any]:
         rows = [half for w, g in rows for half in zip(np.array_split(w, 2), np.array_split(g, 2), strict=True)]
     wrong = [(w, g) for w, g in rows if not np.array_equal(w, g)]
     return next(((w, g) for w, g in wrong if parameter_behind(stretch, w) is not None), (wanted, got))
+
+
+def _with_partners(stretch: Stretch, name: str) -> str:
+    """A parameter, with those that a constant is computed from besides: a direction with its length."""
+    reference = stretch.alignment.reference
+    parameters = {value.index: value.parameter for value in reference.values if value.parameter is not None}
+    made = [s for s in reference.sites if not only_moves(s.op) and all(reference.values[o].constant for o in s.outputs)]
+    read = [[parameters[index] for index in site.inputs if index in parameters] for site in made]
+    others = dict.fromkeys(other for names in read if name in names for other in names if other != name)
+    return f"{name}, with {', '.join(others)} in it," if others else name
 
 
 def _reader(stretch: Stretch, name: str) -> int | None:
@@ -155,7 +166,9 @@ def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple
             few = ", ".join(map(str, channels[:8]))
             where = f" along axis {axis}" if axis else ""
             return f"{name} differs in channel {few} of {len(gaps)}{where}.", {**evidence, "channels": channels}
-    return f"{name} is not the model's: it differs everywhere, by {evidence['rel_l2']:.2g} of its size.", evidence
+    if np.isinf(found.rel_l2):
+        return f"{name} is not the model's, which is all zeros: it goes up to {found.max_abs:.3g}.", evidence
+    return f"{name} is not the model's: it differs everywhere, by {share_of(found.rel_l2)}.", evidence
 
 
 def _channels(gaps: Array) -> list[int]:

@@ -32,6 +32,27 @@ def redrawn(sample: Sample) -> Iterator[Sample]:
     yield _mapped(sample, lambda tensor, rng: _new_numbers(tensor, rng) if tensor.is_floating_point() else tensor)
 
 
+def cut_short(sample: Sample) -> Sample | None:
+    """The sample with the last third of each mask that is nothing but ones taken out; None where there is none.
+
+    A mask that leaves all in shows nothing of what the model does with it.
+    """
+    if not any(_leaves_all_in(tensor) for tensor in _tensors(sample)):
+        return None
+
+    def cut(tensor: torch.Tensor, _: np.random.Generator) -> torch.Tensor:
+        found = tensor.clone()
+        if _leaves_all_in(tensor):
+            found[..., found.shape[-1] - found.shape[-1] // 3 :] = 0
+        return found
+
+    return _mapped(sample, cut)
+
+
+def _leaves_all_in(tensor: torch.Tensor) -> bool:
+    return not tensor.is_floating_point() and tensor.ndim > 0 and tensor.shape[-1] > 2 and bool((tensor == 1).all())
+
+
 def resized(sample: Sample, axes: Mapping[int, Sequence[int]], size: int) -> Sample:
     """The sample with some axes (by position of the tensor) at another size, filled with redrawn numbers."""
     position = iter(range(1_000_000))

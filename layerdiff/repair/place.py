@@ -154,8 +154,8 @@ class _Places:
         if isinstance(change, Splice):
             return self._model.graph, self._spliced(change)
         if self._is_same(change.node):
-            tensor = getattr(change, "tensor", None)
-            if tensor is not None and tensor not in self._known:
+            tensor = getattr(change, "tensor", "")  # without a name: no operand
+            if tensor and tensor not in self._known:
                 raise NoPlaceError(f"the file has no tensor {tensor!r} outside its control flow")
             return self._model.graph, change
         graph, name = self._inside(change.node)

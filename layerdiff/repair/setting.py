@@ -46,9 +46,10 @@ class Setting:
         return limits_for(self.reference, self.floor, self.runner.tolerance)
 
     def feeds(self, region: Region) -> dict[str, Array]:
-        """What a region starts from: the reference's values, in the shapes and types of the tensors."""
+        """What a region starts from: the reference's values, in the shapes, types and layouts of the tensors."""
         actual = self.candidate.named([name for name, _ in region.feeds])
-        return {name: self._expected(value, actual[name]) for name, value in region.feeds if name in actual}
+        found = {name: self._expected(value, actual[name]) for name, value in region.feeds if name in actual}
+        return {name: self.candidate.as_in_file(name, array) for name, array in found.items()}
 
     def _expected(self, value: int | None, actual: Array) -> Array:
         array = None if value is None else self.reference.values[value].array
@@ -67,7 +68,7 @@ class Setting:
             feeds = self.feeds(region)
             model = self.cut(region, feeds)
             changed = patched(model, within(model, patch))
-            return self.candidate.part(changed, feeds).outputs_with(()).get(region.tensor)
+            return self.candidate.shown(self.candidate.part(changed, feeds).outputs_with(())).get(region.tensor)
         except (BackendError, PatchError, KeyError):
             return None
 
@@ -103,6 +104,7 @@ def setting(live: Live, sample: Sample, name: str) -> Setting:
     candidate = live.runner.another(live.source, sample)
     if live.level is not None:
         candidate = candidate.as_optimised(live.level)
+    candidate = candidate.in_layout(live.layout)
     reference, floor = live.runner.recorded(sample)
     return Setting(name, sample, live.runner, reference, floor, candidate)
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 
 from layerdiff.errors import BackendError, InputError, RepairError
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     Kept = list[tuple[Case, Patch]]
 
+_NONE = "nothing was written: no cause could be corrected in the file"
+_WORSE = "nothing was written: with all that could be corrected the outputs are no nearer to the model's"
 NOTE = "layerdiff.repaired"  # the key under which a corrected file says what was corrected
 
 
@@ -42,6 +45,9 @@ def repair(report: Any, path: str | os.PathLike[str]) -> Any:
                 left += [Unrepaired(c.divergence.layer, doubts[0], remedy_for(c)) for c in doubtful]
                 continue
             again = live.retrace(draft.path)
+            before, after = _error(report), _error(again)
+            if not again.network_agrees and after >= before:
+                raise RepairError(_lines(f"{_WORSE} (max-abs {before:.2g} → {after:.2g})", left))
             draft.publish()
         diagnoses = tuple(case.diagnosis for case, _ in kept)
         checked = tuple(setting.name for setting in (given.own, *given.others))
@@ -118,6 +124,12 @@ def _doubtful(draft: Path, kept: Kept, live: Live, given: Settings) -> tuple[lis
     return [], tuple(doubts)
 
 
+def _error(report: Any) -> float:
+    """The largest error of an output, as the file ships; infinite where one side is not finite, or shapes differ."""
+    found = [output.shipped for output in report.outputs]
+    return max((np.inf if m is None or m.nonfinite_mismatches else m.max_abs for m in found), default=0.0)
+
+
 def _unchecked(model: onnx.ModelProto, given: Settings) -> tuple[str, ...]:
     """What no run has shown."""
     found = []
@@ -130,11 +142,15 @@ def _unchecked(model: onnx.ModelProto, given: Settings) -> tuple[str, ...]:
 
 def _refusal(report: Any, left: list[Unrepaired]) -> str:
     """Why nothing was written, and what to do instead."""
-    lines = [f"{item.layer or '(root)'}: {item.reason}. Instead: {item.remedy}" for item in left]
-    if not lines:
-        lines = [f"{d.summary} Instead: {d.remedy}" for d in report.diagnoses if d.remedy]
+    if left:
+        return _lines(_NONE, left)
+    lines = [f"{d.summary} Instead: {d.remedy}" for d in report.diagnoses if d.remedy]
     if not lines and report.diffuse is not None:
         whole = EXPORT_AGAIN.replace("model.eval()", "model.float().eval()")
         found = report.diffuse
         lines = [f"{len(found.layers)} layers only round to {found.format}; no one change cures that. Instead: {whole}"]
-    return "\n".join(["nothing was written: no cause could be corrected in the file.", *lines])
+    return "\n".join([f"{_NONE}.", *lines])
+
+
+def _lines(opening: str, left: list[Unrepaired]) -> str:
+    return "\n".join([f"{opening}.", *(f"{u.layer or '(root)'}: {u.reason}. Instead: {u.remedy}" for u in left)])

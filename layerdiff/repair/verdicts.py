@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from layerdiff.diagnose import REPAIR
 from layerdiff.errors import LayerdiffError
 from layerdiff.model import Unrepaired
-from layerdiff.repair.draw import dynamic_axes, other_sizes, redrawn, resized, size_of
+from layerdiff.repair.draw import cut_short, dynamic_axes, other_sizes, redrawn, resized, size_of
 from layerdiff.repair.replacement import replacements
 from layerdiff.repair.setting import setting, try_setting
 from layerdiff.repair.write import structure
@@ -26,16 +26,20 @@ SIZES_TRIED = 2
 
 @dataclass(frozen=True)
 class Settings:
-    """The sample that was traced, one with other numbers, and those with other sizes (where both sides run them)."""
+    """The sample that was traced, one with other numbers, and those with other sizes or masks that take something out.
+
+    The others only where both sides run them.
+    """
 
     own: Setting
     fresh: Setting | None
     sizes: tuple[Setting, ...]
+    masked: Setting | None = None
 
     @property
     def others(self) -> tuple[Setting, ...]:
         """All but the sample that was traced."""
-        return (*(() if self.fresh is None else (self.fresh,)), *self.sizes)
+        return tuple(at for at in (self.fresh, *self.sizes, self.masked) if at is not None)
 
 
 def settings(live: Live) -> Settings:
@@ -46,7 +50,8 @@ def settings(live: Live) -> Settings:
         fresh = try_setting(live, sample, "another input of the same shape", own)
         if fresh is not None:
             break
-    return Settings(own, fresh, tuple(_sizes(live, own)))
+    masked = try_setting(live, cut_short(live.sample), "a mask that takes something out", own)
+    return Settings(own, fresh, tuple(_sizes(live, own)), masked)
 
 
 def _sizes(live: Live, own: Setting) -> Iterator[Setting]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from layerdiff.unlike import share_of
 from layerdiff.weights import Carried, WeightVerdict
 
 if TYPE_CHECKING:
@@ -58,7 +59,11 @@ def _sentence(group: Sequence[WeightResult]) -> str:
     )
     if first.verdict is WeightVerdict.ABSENT:
         return f"{names} is nowhere in the candidate"
-    size = "" if first.max_abs is None else f": max-abs {first.max_abs:.2g}, {first.rel_l2:.2g} of its size"
+    size = (
+        ""
+        if first.max_abs is None or first.rel_l2 is None
+        else f": max-abs {first.max_abs:.2g}, {share_of(first.rel_l2)}"
+    )
     few = ", ".join(map(str, first.channels[:SHOWN])) + (" …" if len(first.channels) > SHOWN else "")
     places = f", in channel {few} of {first.shape[0] if first.shape else 1}" if first.channels else ""
     if first.how is Carried.FOLDED:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.utils import fusion
 
+import layerdiff
 from tests.diagnose.edits import attributes
 from tests.diagnose.seeded import Network, check_quiet
 from tests.realfaults.edit import constant_of, with_constant
@@ -274,3 +275,42 @@ def test_a_right_fold_gives_rise_to_no_diagnosis(network: Network, exporter: Exp
 
 def test_pytorchs_own_fold_is_a_right_one() -> None:
     assert CONV.traced(folded(CONV, lambda model, x: None)).agrees
+
+
+FRESH = Network("batchnorm-fresh", _convolutional, ((4, 3, 7, 7),))
+
+
+def _as_made(model: nn.Sequential) -> None:
+    """The norm as it is before any training: it adds nothing, and subtracts nothing."""
+    with torch.no_grad():
+        model.norm.running_mean.zero_()
+        model.norm.bias.zero_()
+
+
+@pytest.mark.parametrize("layer", ["norm", "stem"])
+def test_what_folds_alike_is_told_of_both(layer: str) -> None:
+    def change(model: nn.Sequential, x: torch.Tensor) -> None:
+        with torch.no_grad():
+            model.get_submodule(layer).weight.mul_(1.5)
+            if layer == "stem":
+                model.stem.bias.mul_(1.5)
+
+    model, inputs = copy.deepcopy(FRESH.model), FRESH.inputs
+    _as_made(model)
+    changed = copy.deepcopy(model)
+    change(changed, inputs[0])
+    report = layerdiff.trace(model, export(changed, inputs, Exporter.TORCHSCRIPT), inputs, progress=False)
+    found, first = report.diagnoses[0], report.first_divergence
+    assert found.summary == "It, or the layer before it, is multiplied by 1.5: with these parameters both fold alike."
+    assert {first.layer, *first.also_possible} == {"norm", "stem"}
+
+
+def test_a_weight_that_was_scaled_alone_is_not_put_down_to_a_fresh_norm() -> None:
+    model, inputs = copy.deepcopy(FRESH.model), FRESH.inputs
+    _as_made(model)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.stem.weight.mul_(1.5)
+    report = layerdiff.trace(model, export(changed, inputs, Exporter.TORCHSCRIPT), inputs, progress=False)
+    assert (report.diagnoses[0].cause, report.diagnoses[0].layer) == ("weights", "stem")
+    assert report.diagnoses[0].summary == "The weight before it is multiplied by 1.5."

@@ -65,15 +65,15 @@ EIGHT_BITS = [("QuantizeLinear", {"operands": ("s", "z")}), ("DequantizeLinear",
 
 FAULTS = (
     Seeded("rounded-to-half", DENSE, behind("MatMul", HALF, 1), "precision"),
-    Seeded("rounded-to-half-behind", CONV, behind("Conv", HALF, 1), "precision", "Cast stand behind subject"),
-    Seeded("overflow-in-half", LOUD, behind("Mul", HALF), "overflow", "Cast stand behind subject"),
+    Seeded("rounded-to-half-behind", CONV, behind("Conv", HALF, 1), "precision", "Cast stands behind subject"),
+    Seeded("overflow-in-half", LOUD, behind("Mul", HALF), "overflow", "Cast stands behind subject"),
     Seeded("eight-bits-saturate", CONV, behind("Conv", EIGHT_BITS, 1, s=np.float32(0.002), z=np.int8(0)),
            "quantization", "QuantizeLinear, DequantizeLinear stand behind subject"),
     Seeded("eight-bits-zero-point", CONV, behind("Conv", EIGHT_BITS, 1, s=np.float32(0.02), z=np.int8(100)),
            "quantization"),
     Seeded("stored-integers-clipped", CONV, dequantised, "quantization", "are clipped", {"dtype": "int8"}),
     Seeded("scaled-behind", CONV, behind("Conv", [("Mul", {"operands": ("two",)})], 1, two=np.float32(2)), "extra-op",
-           "Mul stand behind subject and change what it passes on.", {"operators": ["Mul"]}),
+           "Mul stands behind subject and changes what it passes on.", {"operators": ["Mul"]}),
     # The transposed tensor counts as the subject's, in another layout: what reads it as if it were not is accused.
     Seeded("transposed-behind", CONV, behind("Conv", [("Transpose", {"perm": [0, 1, 3, 2]})], 1), "layout",
            "whose axes are in another order: (0, 1, 3, 2)", layer="neck"),

@@ -5,16 +5,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 import torch
+from onnx import numpy_helper
 from torch import nn
 from torch.nn import functional
 
 from tests.diagnose.edits import attributes, constant, export_of
 from tests.diagnose.seeded import Network, Seeded, check, check_quiet, healthy_files, seeded, vectors
+from tests.realfaults.edit import copied, nodes_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import onnx
     from torch import Tensor
 
     from tests.zoo.exports import Exporter
@@ -118,3 +122,20 @@ def test_what_is_wrong_with_a_sequence_layer_is_named(fault: Seeded) -> None:
 @healthy_files(FAULTS)
 def test_a_healthy_sequence_layer_gives_rise_to_no_diagnosis(network: Network, exporter: Exporter) -> None:
     check_quiet(network, exporter)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_lengths_that_end_a_sequence_early_are_no_rounding(kind: type[nn.RNNBase]) -> None:
+    """The evaluator that computes in double precision knows nothing of lengths: that it is right proves nothing."""
+    network = vectors(f"lengths-{kind.__name__}", lambda: First(kind(12, 8)), width=8)
+
+    def shortened(proto: onnx.ModelProto) -> onnx.ModelProto:
+        edited = copied(proto)
+        node = nodes_of(edited, kind.__name__)[0]
+        sizes = np.ones(network.inputs[0].shape[1], np.int32)
+        edited.graph.initializer.append(numpy_helper.from_array(sizes, "lengths"))
+        node.input[4] = "lengths"
+        return edited
+
+    report = network.traced(shortened(network.healthy()))
+    assert report.diagnoses[0].cause == "recurrent"
