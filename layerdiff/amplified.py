@@ -57,16 +57,15 @@ def amplified(found: Alignment, outputs: OutputPairs) -> dict[int, Limit]:
         return {}
     limits: dict[int, Limit] = {}
     for tensor, value in needed:
-        site = found.reference.producer(found.root(value))
-        limit = _stricter(found, tensor, value) if site is not None and base_name(site.op) in _EXACT else None
-        if limit is None:  # rounding after all
+        limit = _stricter(found, tensor, value)
+        if limit is None:
             return {}
         limits |= dict.fromkeys([*_moved(found, value), *_read(found, tensor, value, limit)], limit)
     return limits
 
 
 def _needed(found: Alignment, pairs: Sequence[tuple[str, int]], outputs: OutputPairs) -> list[tuple[str, int]]:
-    """The few tensors that have to be put right for the outputs to agree; none where it is not a few."""
+    """The few tensors that have to be put right for the outputs to agree; none where one of them may be rounding."""
 
     def heals(some: Sequence[tuple[str, int]]) -> bool:
         injections = [Injection(tensor, found.expected_for(tensor, value)) for tensor, value in some]
@@ -79,11 +78,19 @@ def _needed(found: Alignment, pairs: Sequence[tuple[str, int]], outputs: OutputP
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if heals([*pairs[:middle], *needed]) else (middle, high)
+        if not _is_exact(found, pairs[high - 1][1]):
+            return []
         needed.insert(0, pairs[high - 1])
         if heals(needed):
             return needed
         end = high - 1
     return []
+
+
+def _is_exact(found: Alignment, value: int) -> bool:
+    """Whether the operator that makes a value rounds each number by itself."""
+    site = found.reference.producer(found.root(value))
+    return site is not None and base_name(site.op) in _EXACT
 
 
 def _moved(found: Alignment, value: int) -> list[int]:
