@@ -28,11 +28,14 @@ def heal_alone(alignment: Alignment, tensor: str, value: int, outputs: OutputPai
     return Healed(before, outputs.worst(metrics), agrees)
 
 
-def heal(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) -> list[Healed | None]:
+def heal(
+    alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, all_of_them: bool = True
+) -> list[Healed | None]:
     """For each origin the final error before and after it, too, was healed (in the order given).
 
     Each run feeds the expected value at one more origin, in the otherwise untouched graph: the difference between
-    neighbours is what that origin was responsible for. None where no value of the right size can be put in.
+    neighbours is what that origin was responsible for. None where no value of the right size can be put in. Unless
+    `all_of_them` are wanted, it ends with the one after which the outputs agree.
     """
     proofs: list[Healed | None] = []
     before = outputs.worst(outputs.measured(alignment.candidate.tapped))
@@ -49,7 +52,10 @@ def heal(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) 
             replaced[origin.slot.tensor] = expected
         metrics = outputs.measured(alignment.candidate.outputs_with(injections) | replaced)
         after = outputs.worst(metrics)
-        proofs.append(Healed(before, after, agrees=all(m is not None and m.agrees for m in metrics.values())))
+        agrees = all(m is not None and m.agrees for m in metrics.values())
+        proofs.append(Healed(before, after, agrees=agrees))
+        if agrees and not all_of_them:
+            break
         before = after
     return proofs
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from layerdiff.model import Healed
     from layerdiff.outputs import OutputPairs
 
+MOST = 16
+"""Origins that are all healed, to see which matter; of more only as many as it takes for the outputs to agree."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proven:
@@ -35,7 +38,8 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
         proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
         told = [(o, proof) for o, proof in zip(origins, proofs, strict=True) if not is_other_mask(alignment, o)]
         return Proven([], told, harmless)
-    proofs = heal(alignment, origins, outputs)
+    proofs = heal(alignment, origins, outputs, all_of_them=len(origins) <= MOST)
+    origins = origins[: len(proofs)]
     aside = confined_origins(alignment, origins, proofs, outputs)
     if aside:
         origins = [origin for origin in origins if origin not in aside]
