@@ -47,10 +47,15 @@ def settle(
 
 
 def _settled(alignment: Alignment, found: Finding, explained: Explained) -> Finding:
-    if explained.site is None:
-        return found
     reference = alignment.reference
+    if explained.site is None:
+        others = explained.diagnosis.evidence.get("or_weights_of", ())
+        calls = (call.index for call in reference.calls if call.layer in others and call.index != found.blame.call)
+        also = dict.fromkeys([*found.blame.also, *calls])
+        return _accused(reference, found, replace(found.blame, also=tuple(also))) if others else found
     site = reference.sites[explained.site]
+    if explained.diagnosis.evidence.get("exchanged"):
+        return _accused(reference, found, Blame(site.owner, site.op))
     meant = site.owner in (found.blame.call, *found.blame.also)
     multiplied = _multiplied(reference, site.index, explained.diagnosis.evidence)
     if not meant and not multiplied:

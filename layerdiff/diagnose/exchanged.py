@@ -99,4 +99,5 @@ def _exchange(
     cause = "weights" if found.cause == "weights" else "order"
     text = f"{node.op} reads {first} and {reader.op} reads {second}; in the model it is the other way round"
     text += f" ({found.text})." if found.text and found.cause != "dropped-op" else "."
-    return Hypothesis(cause, text, {"nodes": [node.name, reader.name]}, patch, decided=found.decided)
+    evidence = {"nodes": [node.name, reader.name], **found.evidence}
+    return Hypothesis(cause, text, evidence, patch, site=found.site, decided=found.decided)

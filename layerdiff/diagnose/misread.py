@@ -95,5 +95,5 @@ def _told(stretch: Stretch, got: str, wanted: str, readers: Sequence[tuple[int, 
     found = wire(stretch, got, [wanted], readers)
     text = f"{nodes[0].op} reads {got} where the model reads {wanted}{': ' * bool(found.text)}{found.text}."
     patch = tuple(Rewire(graph.nodes[index].outputs[0], slot, wanted) for index, slot in readers)
-    evidence = {"nodes": [node.name for node in nodes], "wanted": wanted, "got": got}
-    return Hypothesis(found.cause, text, evidence, patch, decided=found.decided)
+    evidence = {"nodes": [node.name for node in nodes], "wanted": wanted, "got": got, **found.evidence}
+    return Hypothesis(found.cause, text, evidence, patch, site=found.site, decided=found.decided)

@@ -29,5 +29,5 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     found = wire(stretch, slot.tensor, [source], edges)
     text = f"{nodes[0].op} reads {slot.tensor} where the model reads {source}{': ' * bool(found.text)}{found.text}."
     patch = tuple(Rewire(graph.nodes[node].outputs[0], at, source) for node, at in sorted(edges))
-    evidence = {"nodes": [node.name for node in nodes], "wanted": source, "got": slot.tensor}
-    yield Hypothesis(found.cause, text, evidence, patch, decided=found.decided)
+    evidence = {"nodes": [node.name for node in nodes], "wanted": source, "got": slot.tensor, **found.evidence}
+    yield Hypothesis(found.cause, text, evidence, patch, site=found.site, decided=found.decided)

@@ -12,7 +12,7 @@ import numpy as np
 from layerdiff.diagnose.difference import Difference, What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.parts import RESHAPING
-from layerdiff.diagnose.wires import put_in, wire
+from layerdiff.diagnose.wires import Wire, put_in, wire
 from layerdiff.graph import RANDOM
 from layerdiff.operators import ACTIVATIONS, ONNX, ONNX_ACTIVATIONS, base_name, is_torch, likeness
 from layerdiff.patch import Rewire, SetAttribute, SetConstant, SetOperator
@@ -98,11 +98,11 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         cause = _around(stretch, difference) or _baked(stretch, difference) or cause_of(difference)
         if not patch or cause is None:
             continue
-        node, text, decided = difference.node, text_of(difference), True
+        node, text, found = difference.node, text_of(difference), Wire(cause)
         if difference.what is What.WIRING and cause == "order":
             readers = () if node is None else ((node.index, difference.slot),)
             found = wire(stretch, difference.got, difference.wanted, readers)
-            cause, decided = found.cause, found.decided
+            cause = found.cause
             text = f"{text[:-1]}: {found.text}." if found.text else text
         yield Hypothesis(
             cause,
@@ -114,9 +114,11 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
                 **({"operand": difference.slot} if difference.slot >= 0 else {}),
                 "wanted": shown(difference.wanted),
                 "got": shown(difference.got),
+                **found.evidence,
             },
             patch,
-            decided=decided,
+            site=found.site,
+            decided=found.decided,
         )
 
 

@@ -30,11 +30,23 @@ SKIPPED = 8
 
 @dataclass(frozen=True, slots=True)
 class Wire:
-    """What a wrong wire is called; `text` goes behind what is read, `decided` is whether it can be nothing else."""
+    """What a wrong wire is called; `text` goes behind what is read, `decided` is whether it can be nothing else.
+
+    `site` is the reference operator whose weights are in another node, where it is the weights that are exchanged, and
+    `layers` are those whose weights it may be.
+    """
 
     cause: str
     text: str = ""
     decided: bool = True
+    site: int | None = None
+    layers: tuple[str, ...] = ()
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What it adds to the evidence."""
+        found: dict[str, Any] = {} if self.site is None else {"exchanged": True}
+        return found | ({"or_weights_of": list(self.layers)} if self.layers else {})
 
 
 def wire(stretch: Stretch, got: str, wanted: Iterable[str], readers: Iterable[tuple[int, int]] = frozenset()) -> Wire:
@@ -154,10 +166,18 @@ def _twins(stretch: Stretch, got: str, wanted: str) -> Wire | None:
     if one.index == other.index or one.op != other.op or shapes[0] != shapes[1] or read[0] != read[1]:
         return None
     told = [_says(stretch, node) for node in (one, other)]
+    sites = [
+        sorted(s for (n, s), ties in stretch.alignment.tied.items() if n == node.index and ties)
+        for node in (one, other)
+    ]
     if all(said is None for said in told):
-        return Wire("order", "or the weights of the two are exchanged: nothing in the file tells", decided=False)
+        reference = stretch.alignment.reference
+        layers = dict.fromkeys(reference.layer_of(reference.sites[site]) for tied in reversed(sites) for site in tied)
+        text = "or the weights of the two are exchanged: nothing in the file tells"
+        return Wire("order", text, decided=False, layers=tuple(layers))
     if any(said is False for said in told):
-        return Wire("weights", f"{graph.nodes[one.index].name} and {other.name} hold each other's weights")
+        text = f"{graph.nodes[one.index].name} and {other.name} hold each other's weights"
+        return Wire("weights", text, site=sites[1][0] if len(sites[1]) == 1 else None)
     return None
 
 

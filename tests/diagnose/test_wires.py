@@ -138,11 +138,17 @@ def test_a_healthy_file_gives_rise_to_no_diagnosis(network: Network, exporter: E
 
 
 def test_exchanged_weights_are_told_from_exchanged_wires_by_the_names_that_the_file_has() -> None:
-    found = HEADS.traced(weights_exchanged(HEADS.healthy())).diagnoses[0]
+    report = HEADS.traced(weights_exchanged(HEADS.healthy()))
+    found, first = report.diagnoses[0], report.first_divergence
     assert (found.cause, found.verified) == ("weights", True), found
+    assert first is not None
+    assert first.layer in ("subject.q", "subject.k")  # and not the module in which the two are joined
 
 
 def test_without_names_exchanged_weights_and_exchanged_wires_are_one_graph_and_nothing_is_claimed() -> None:
-    found = HEADS.traced(scrambled(weights_exchanged(HEADS.healthy()))).diagnoses[0]
+    report = HEADS.traced(scrambled(weights_exchanged(HEADS.healthy())))
+    found, first = report.diagnoses[0], report.first_divergence
     assert found.cause in ("order", "weights")
     assert not found.verified, found
+    assert first is not None
+    assert {"subject.q", "subject.k"} <= {first.layer, *first.also_possible}
