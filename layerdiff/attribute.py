@@ -117,12 +117,12 @@ def _takers(reference: Reference, maker: int, readers: list[Site]) -> list[int]:
     """From the first reader outwards: the calls that are given the value, and the one that passes it from its maker."""
     if not readers:
         return []
-    inside = set(_enclosing(reference, maker))
+    inside = set(enclosing(reference, maker))
     found: list[int] = []
-    for call in _enclosing(reference, readers[0].owner):
+    for call in enclosing(reference, readers[0].owner):
         if call in inside:  # the innermost that holds both: its own forward passes the value on
             return found if reference.calls[call].type in _CHAINS else [*found, call]
-        holds_all = all(call in _enclosing(reference, reader.owner) for reader in readers)
+        holds_all = all(call in enclosing(reference, reader.owner) for reader in readers)
         if holds_all and reference.calls[call].type not in _CHAINS:
             found.append(call)
     return found
@@ -205,12 +205,12 @@ def _common_call(reference: Reference, owners: set[int]) -> int:
     """The innermost call that encloses all the given ones; of several calls of one layer the first."""
     if len({reference.calls[owner].layer for owner in owners}) == 1:
         return min(owners)
-    chains = [_enclosing(reference, owner) for owner in owners]
+    chains = [enclosing(reference, owner) for owner in owners]
     shared = set.intersection(*map(set, chains))
     return max(shared)
 
 
-def _enclosing(reference: Reference, call: int) -> list[int]:
+def enclosing(reference: Reference, call: int) -> list[int]:
     """A call and all around it, from the inside out."""
     chain = [call]
     while (parent := reference.calls[chain[-1]].parent) is not None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.align.weights import parameters_of_sites
-from layerdiff.attribute import Blame, edges_of
+from layerdiff.attribute import Blame, edges_of, enclosing
 from layerdiff.findings import Finding, layers_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def _settled(alignment: Alignment, found: Finding, explained: Explained) -> Find
     site = reference.sites[explained.site]
     if explained.diagnosis.evidence.get("exchanged"):
         return _accused(reference, found, Blame(site.owner, site.op))
-    meant = site.owner in (found.blame.call, *found.blame.also)
+    meant = site.owner in (found.blame.call, *found.blame.also) or found.blame.call in enclosing(reference, site.owner)
     multiplied = _multiplied(reference, site.index, explained.diagnosis.evidence)
     if not meant and not multiplied:
         return found

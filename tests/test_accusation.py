@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from layerdiff.model import Kind
 from tests.conftest import with_initializer
 from tests.test_traps import insert_before, node_of
+from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, Treatment, export, treat
 from tests.zoo.weights import fill, noise, settle
 
@@ -286,3 +287,17 @@ def test_a_damaged_weight_is_blamed_whatever_else_was_folded_into_it(trace: Trac
     proto = treat(export(wrong, (IMAGE,), Exporter.TORCHSCRIPT), Treatment.ONNXSIM)
     (found,) = trace(fill(Gated()), proto, IMAGE).divergences
     assert found.layer == "second"
+
+
+def test_of_a_module_whose_values_a_tool_folded_together_the_one_layer_with_the_wrong_attribute_is_accused(
+    trace: Trace,
+) -> None:
+    """The factor behind the convolution went into its weights: the module is all that the tensors tell apart."""
+    sample = MODELS["refiner"]()
+    proto = treat(export(sample.model, sample.inputs, Exporter.TORCHSCRIPT), Treatment.ONNXSIM)
+    node = [n for n in proto.graph.node if n.op_type == "Conv" and "conv2" in n.name][1]
+    for attribute in node.attribute:
+        if attribute.name in ("dilations", "pads"):
+            attribute.ints[:] = [2] * len(attribute.ints)
+    report = trace(sample.model, proto, sample.inputs)
+    assert [(found.layer, found.call) for found in report.divergences] == [("step.conv2", 1)]

@@ -117,9 +117,17 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
                 **found.evidence,
             },
             patch,
-            site=found.site,
+            site=_only_site(stretch, difference) if found.site is None else found.site,
             decided=found.decided,
         )
+
+
+def _only_site(stretch: Stretch, difference: Difference) -> int | None:
+    """The one operator of several that a node with another attribute or constant stands for."""
+    if difference.what not in (What.ATTRIBUTE, What.CONSTANT):
+        return None
+    found = [site.index for site in stretch.sites if likeness(site.op, difference.op) == 1]
+    return found[0] if len(found) == 1 and len(stretch.sites) > 1 else None
 
 
 def _baked(stretch: Stretch, difference: Difference) -> str | None:
