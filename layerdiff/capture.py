@@ -22,7 +22,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from layerdiff.calls import arguments_of, is_composite, mutated_operands, template_of
 from layerdiff.control_flow import STEP_BY_STEP
-from layerdiff.errors import ReferenceFailedError
+from layerdiff.errors import LayerdiffError, ReferenceFailedError
 from layerdiff.fp32 import full_float32
 from layerdiff.model import CONTAINER, Call, Operand, Reference, Replay, Site, Value
 from layerdiff.signature import signature_of
@@ -101,6 +101,8 @@ def _recorded(recorder: R, args: Sequence[Any], kwargs: Mapping[str, Any]) -> R:
         try:
             output = model(*args, **kwargs)
             recorder.close_root(output)
+        except LayerdiffError:
+            raise
         except Exception as error:
             where = recorder.where() or "the root module"
             message = f"the reference model raised {type(error).__name__} in {where}: {error}"

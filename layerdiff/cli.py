@@ -10,6 +10,7 @@ import sys
 import traceback
 from dataclasses import replace
 from enum import Enum
+from io import TextIOWrapper
 from pathlib import Path  # noqa: TC003  typer reads the annotations
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -326,6 +327,9 @@ def _act(report: Report, *, repair: Path | None, reproduce: Path | None) -> None
 
 def main() -> None:
     """Run the command line; a failure of ours is one line on stderr, and every failure is exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a terminal that knows ASCII alone is no reason to say nothing
+            stream.reconfigure(errors="replace")
     try:
         app()
     except LayerdiffError as error:

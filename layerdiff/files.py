@@ -13,6 +13,10 @@ from layerdiff.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_GIVEN = frozenset({".onnx", ".pt", ".pth", ".pt2", ".safetensors", ".npy", ".npz"})
+"""What people give: no report takes the place of such a file, whose name may have been written by mistake."""
+_NAME = 100
+"""Characters of a name that a temporary file takes over."""
 _READABLE = 0o644  # temporary files are made for their owner alone
 
 
@@ -38,26 +42,37 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises
     ------
     InputError
-        The folder does not exist, or the target is one.
+        The folder does not exist or cannot be written to, the target is a folder, or it is a model or an array.
 
     """
-    need_folder(target)
-    if target.is_dir():
-        raise InputError(f"{target}: this is a folder; give the path of a file")
-    real = target.resolve()  # a link stays a link
-    if real.exists() and not real.is_file():
-        yield real
-        return
-    handle, name = tempfile.mkstemp(dir=real.parent, prefix=f".{real.stem}.", suffix=real.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    with _told(target):
+        need_folder(target)
+        if target.is_dir():
+            raise InputError(f"{target}: this is a folder; give the path of a file")
+        real = target.resolve()  # a link stays a link
+        if real.exists() and real.suffix.lower() in _GIVEN:
+            raise InputError(f"{target}: this is a model or an array, and would be overwritten; give another path")
+        if real.exists() and not real.is_file():
+            yield real
+            return
+        handle, name = tempfile.mkstemp(dir=real.parent, prefix=f".{real.stem[:_NAME]}.", suffix=real.suffix)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            temporary.chmod(real.stat().st_mode & 0o777 if real.exists() else _READABLE)
+            place(temporary, real)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
     try:
-        yield temporary
-        temporary.chmod(real.stat().st_mode & 0o777 if real.exists() else _READABLE)
-        place(temporary, real)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as error:
+        raise InputError(f"{target}: cannot be written ({error.strerror or error}); give another path") from error
 
 
 def place(finished: Path, target: Path) -> None:

@@ -45,11 +45,17 @@ def flattened(model: onnx.ModelProto, run: Run) -> onnx.ModelProto:
     return model
 
 
+def _reason(node: onnx.NodeProto) -> str:
+    if node.op_type == "If":
+        return f"it is nested more than {MAX_DEPTH} deep"
+    return f"it makes no iteration for this sample, or would become more than {MAX_NODES} nodes"
+
+
 def left_whole(model: onnx.ModelProto) -> tuple[str, ...]:
     """A sentence for each control flow node that a flattened model still has."""
     return tuple(
-        f"{node.op_type} {node.name or node.output[0]} was examined as one node: it makes no iteration for this "
-        f"sample, or would become more than {MAX_NODES} nodes; the layers inside were not compared one by one"
+        f"{node.op_type} {node.name or node.output[0]} was examined as one node: {_reason(node)}; "
+        "the layers inside were not compared one by one"
         for node in model.graph.node
         if node.op_type in CONTROL_FLOW
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_map_only
 
 from layerdiff.array_files import read_arrays
 from layerdiff.errors import FixedShapeError, InputError, SampleError
@@ -79,10 +80,17 @@ def _sample(item: Any, device: str) -> Sample:
 
 def _tensor(value: Any, device: str) -> Any:
     if not isinstance(value, np.ndarray):
-        return value
+        return tree_map_only(torch.Tensor, _bare, value)
     if value.dtype.kind not in "biufc":
         raise SampleError(f"inputs: an array of {value.dtype} is no tensor; give numbers or booleans")
     return torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("="), order="C")).to(device)
+
+
+def _bare(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor that only carries a name for its kind, as the images of torchvision do, as a plain one."""
+    plain = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    own_dispatch = type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+    return tensor if plain or own_dispatch else tensor.as_subclass(torch.Tensor)
 
 
 def _read(path: Path) -> Any:

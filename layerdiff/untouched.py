@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import random
 import sys
+from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from torch import nn
 
 from layerdiff.alone import ALONE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from torch import nn
-
 
 @contextmanager
 def untouched(model: nn.Module) -> Iterator[None]:
-    """Restore buffers, train/eval flags and every random state on exit, also after an exception.
+    """Restore buffers, train/eval flags, plain attributes and every random state on exit, also after an exception.
 
     No other thread is in such a block at the same time.
     """
@@ -34,6 +34,7 @@ def _restored(model: nn.Module) -> Iterator[None]:
     flags = [module.training for module in modules]
     buffers = [(module, dict(module._buffers.items())) for module in modules]  # noqa: SLF001  the registry itself is restored
     contents = [(b, b.detach().clone()) for _, named in buffers for b in named.values() if b is not None]
+    attributes = [(module, _Attributes(module)) for module in modules if not isinstance(module, torch.jit.ScriptModule)]
     with random_states_kept():
         try:
             yield
@@ -45,10 +46,52 @@ def _restored(model: nn.Module) -> Iterator[None]:
                     continue
                 module._buffers.clear()  # noqa: SLF001
                 module._buffers.update(named)  # noqa: SLF001
+            for module, own in attributes:
+                own.put_back(module)
             for buffer, content in contents:
-                # What was made in inference mode can be written to there only.
-                with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
-                    buffer.copy_(content)
+                _write_back(buffer, content)
+
+
+def _write_back(tensor: torch.Tensor, content: torch.Tensor) -> None:
+    """Give a tensor its numbers again; one that has them is left alone, as a graph for gradients may need it so."""
+    try:
+        if torch.equal(tensor, content):
+            return
+    except (NotImplementedError, RuntimeError):  # some layouts cannot be compared
+        pass
+    # What was made in inference mode can be written to there only.
+    with torch.inference_mode() if tensor.is_inference() else torch.no_grad():
+        tensor.copy_(content)
+
+
+class _Attributes:
+    """What a module keeps from call to call besides buffers: counters, hidden states, lists of what it has seen."""
+
+    def __init__(self, module: nn.Module) -> None:
+        own = {name: value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE}
+        self._values = own
+        self._tensors = [(v, v.detach().clone()) for v in own.values() if isinstance(v, torch.Tensor)]
+        self._lists = [(v, list(v)) for v in own.values() if isinstance(v, (list, deque))]
+        self._others = [(v, v.copy()) for v in own.values() if isinstance(v, (dict, set))]
+
+    def put_back(self, module: nn.Module) -> None:
+        """Give the module the attributes that it had, with what was in them."""
+        now = vars(module)
+        for name in set(now) - set(self._values) - _OF_EVERY_MODULE:
+            del now[name]
+        now.update(self._values)
+        for tensor, content in self._tensors:
+            _write_back(tensor, content)
+        for items, before in self._lists:
+            if len(items) != len(before) or any(one is not other for one, other in zip(items, before, strict=True)):
+                items.clear()
+                items.extend(before)
+        for held, kept in self._others:
+            held.clear()
+            held.update(kept)
+
+
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 @contextmanager

@@ -64,10 +64,32 @@ def test_a_full_disk_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"report.json: cannot be written \(No space left on device\); give another"):
         DIVERGES.save(target)
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_people_give_is_not_overwritten_by_a_report(tmp_path: Path) -> None:
+    for name in ("model.onnx", "images.npy", "model.pt2"):
+        given = tmp_path / name
+        given.write_bytes(b"theirs")
+        for write in (AGREES.save, AGREES.to_html, AGREES.write_pairs, AGREES.plot):
+            with pytest.raises(InputError, match=r"is a model or an array|no picture is written"):
+                write(given)
+        assert given.read_bytes() == b"theirs"
+
+
+def test_a_picture_of_no_known_format_is_refused_with_those_that_are(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no picture is written as \.xyz; give one of .*\.png"):
+        AGREES.plot(tmp_path / "a.xyz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_long_name_is_written_and_one_that_is_too_long_refused(tmp_path: Path) -> None:
+    assert AGREES.save(tmp_path / f"{'n' * 245}.json").exists()
+    with pytest.raises(InputError, match="cannot be written"):
+        AGREES.save(tmp_path / f"{'n' * 300}.json")
 
 
 KILLED = """

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ import layerdiff
 from layerdiff import BackendError, InputError, Isolation, ReferenceFailedError, RuntimeDiedError
 from layerdiff.backends import Isolated, OnnxRuntime, Optimisation
 from layerdiff.errors import Death
+from layerdiff.reached import guilty_passes
 from tests import runtimes
 from tests.conftest import graph_of
 from tests.runtimes import Fragile
@@ -425,3 +427,11 @@ def test_a_backend_that_a_new_process_cannot_import_is_told(tmp_path: Path, monk
 def test_the_error_can_be_pickled_with_what_it_says() -> None:
     again = pickle.loads(pickle.dumps(RuntimeDiedError("gone", Death.HUNG)))
     assert (str(again), again.how) == ("gone", Death.HUNG)
+
+
+def test_no_pass_is_blamed_for_a_death_that_does_not_happen_again() -> None:
+    """As when the system ends a process for want of memory that others took."""
+    asked = []
+    lived = SimpleNamespace(passes=("FuseAll",), shipped_without=lambda passes: asked.append(tuple(passes)))
+    assert guilty_passes(lived) == ()
+    assert asked == [()]

@@ -297,3 +297,93 @@ def test_a_module_with_parameters_shared_and_frozen_stays_so(
     assert not any(parameter.requires_grad for parameter in classifier.parameters())
     assert classifier.tied is classifier.head.weight
     torch.save(classifier.state_dict(), tmp_path / "state.pt")
+
+
+class Keeping(nn.Module):
+    """Keeps what it has seen in plain attributes: a sum, a count, a list, a table, and one more from the first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.mean, self.count = torch.zeros(4), 0
+        self.total = torch.zeros(4)
+        self.seen: list[Tensor] = []
+        self.last: dict[str, int] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        self.mean = 0.9 * self.mean + 0.1 * y.mean(0)
+        self.total += y.sum(0)
+        self.count += 1
+        self.seen.append(y)
+        self.last["rows"] = len(x) * self.count
+        self.late = y
+        return y + self.mean + self.total * 0.01 + self.count
+
+
+class FirstCall(nn.Module):
+    """What the first call of the other gives."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        return y + 0.1 * y.mean(0) + y.sum(0) * 0.01 + 1
+
+
+def test_what_a_model_keeps_in_attributes_is_as_it_was_and_hides_no_fault(trace: Trace) -> None:
+    model, x = fill(Keeping()).eval(), noise("keeping", 3, 4)
+    proto = export(FirstCall(model.layer), (x,), Exporter.TORCHSCRIPT)
+    mean, total = model.mean, model.total
+    assert trace(model, proto, x).agrees
+    assert model.mean is mean
+    assert model.total is total
+    assert not model.total.any()
+    assert (model.count, model.seen, model.last) == (0, [], {})
+    assert not hasattr(model, "late")
+    report = trace(model, with_initializer(proto, "layer.weight", lambda w: w * 1.02), x)
+    assert [found.layer for found in report.divergences] == ["layer"]
+
+
+def test_a_graph_for_gradients_lives_on(trace: Trace) -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval(), noise("gradients", 2, 3, 6, 6)
+    result = model(x).sum()
+    assert trace(model, export(model, (x,), Exporter.TORCHSCRIPT), x).agrees
+    result.backward()
+    assert model[0].weight.grad is not None
+
+
+class Picture(Tensor):
+    """Nothing but a name, as torchvision has it for images."""
+
+
+def test_an_input_that_only_carries_a_name_for_its_kind_is_compared_layer_by_layer(trace: Trace) -> None:
+    model, x = fill(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))), noise("picture", 2, 4)
+    proto = with_initializer(export(model, (x,), Exporter.TORCHSCRIPT), "0.bias", lambda b: b + 0.1)
+    report = trace(model, proto, x.as_subclass(Picture))
+    assert [found.layer for found in report.divergences] == ["0"]
+
+
+class Picked(nn.Module):
+    """Rows are picked by their numbers: behind a fault others, and another number of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.tanh(self.first(x))
+        return self.last(y[torch.nonzero(y[:, 0] > 0).squeeze(1)]).sum(0)
+
+
+@pytest.mark.parametrize("exporter", Exporter)
+def test_rows_that_are_picked_by_their_numbers_do_not_stop_the_search(trace: Trace, exporter: Exporter) -> None:
+    model, x = fill(Picked()), noise("picked", 40, 4)
+    changed = copy.deepcopy(model)
+    with torch.no_grad():
+        changed.first.bias += 0.5
+    report = trace(model, export(changed, (x,), exporter), x)
+    assert report.first_divergence is not None
+    assert report.first_divergence.layer == "first"

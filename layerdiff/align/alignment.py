@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,11 @@ class Alignment:
         # Where the candidate computes another shape, it is fed the right one.
         return typed if moved.size != actual.size else typed.reshape(actual.shape)
 
+    def _takes(self, tensor: str, value: int) -> bool:
+        """Whether a tensor can be fed a value: one of another size has to have as many axes, or no reader takes it."""
+        shape, actual = self.reference.values[value].shape, self.candidate.tapped[tensor].shape
+        return len(shape) == len(actual) or math.prod(shape) == math.prod(actual)
+
     def holds(self, value: int, actual: Array | None) -> bool:
         """Whether an array holds the numbers of a value, in memory order."""
         array = self.reference.values[value].array
@@ -174,5 +180,5 @@ class Alignment:
     def expected(self) -> Made[str]:
         """What each tensor with a counterpart should hold, without the graph's inputs; made when it is asked for."""
         inputs = {port.name for port in self.candidate.graph.inputs}
-        pairs = {tensor: value for tensor, value in self.forced().items() if tensor not in inputs}
+        pairs = {n: v for n, v in self.forced().items() if n not in inputs and self._takes(n, v)}
         return Made(pairs, lambda tensor: self.expected_for(tensor, pairs[tensor]))

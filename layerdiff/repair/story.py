@@ -67,6 +67,8 @@ def _live(report: Any, target: Path) -> Live:
         raise RepairError("nothing to repair: the file agrees with the model")
     if target.is_dir():
         raise InputError(f"{target}: is a folder; give the path of the file to write")
+    if target.exists() and not target.is_file():
+        raise InputError(f"{target}: a model cannot be written there; give the path of a file")
     if not target.parent.is_dir():
         raise InputError(f"{target}: the folder {target.parent} does not exist; make it first")
     if not isinstance(live.source, onnx.ModelProto) and target.exists() and target.samefile(live.source):

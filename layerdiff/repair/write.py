@@ -81,13 +81,14 @@ class Draft:
 @contextmanager
 def drafted(model: onnx.ModelProto, target: Path, source: Source) -> Iterator[Draft]:
     """A draft of a file; what is not published by the end of the block is gone."""
+    target = target.resolve()  # a link stays a link
     folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
     try:
         draft = Draft(folder / target.name, target, _free_name(target))
         if _needs_data_file(model):
             _move_out(model, folder / draft.data, source)
         draft.path.write_bytes(model.SerializeToString())
-        draft.path.chmod(0o644)
+        draft.path.chmod(target.stat().st_mode & 0o777 if target.exists() else 0o644)
         yield draft
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,4 +57,6 @@ def _asked(row: LayerResult, line: str) -> list[str]:
 def _line(key: str, tensor: str | None) -> str:
     """One pair as YAML, quoted where that is needed."""
     text = yaml.safe_dump({key: tensor or ""}, width=float("inf"), allow_unicode=True).strip()
+    if "\n" in text:  # a long name, or one with a line break
+        text = f"{json.dumps(key)}: {json.dumps(tensor) if tensor else ''}".rstrip()
     return text if tensor else text.removesuffix("''").rstrip()

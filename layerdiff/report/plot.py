@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from layerdiff.errors import InputError
 from layerdiff.files import replacing
 from layerdiff.model import Status
 from layerdiff.report.text import both_sides, layer_name
@@ -54,6 +55,9 @@ def plot(report: Report, path: str | Path | None = None) -> Figure:
     figure.legend(loc="outside upper right", ncols=7, fontsize=8, frameon=False)
     if path is not None:
         target = Path(path)
+        known = figure.canvas.get_supported_filetypes()
+        if (kind := target.suffix.removeprefix(".").lower()) not in ("", *known):
+            raise InputError(f"{target}: no picture is written as .{kind}; give one of .{', .'.join(sorted(known))}")
         with replacing(target if target.suffix else target.with_suffix(".png")) as draft:
             figure.savefig(draft, dpi=150, format=target.suffix.removeprefix(".") or "png")
     return figure
