@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -113,10 +114,24 @@ class Scores:
 
     def _goes_on(self, node: int, site: Site) -> bool:
         """Whether the node holds the parameter of a later site, too, that adds it to this one's result."""
-        later = [s for s in self._tied_sites.get(node, ()) if s > site.index]
-        made = {self._alignment.root(value) for value in site.outputs}
-        roots = ({self._alignment.root(v) for v in self._reference.sites[s].inputs} for s in later)
-        return any(made & read for read in roots)
+        if node not in self._shared:
+            return False
+        later = {s for value in site.outputs for s in self._readers.get(self._alignment.root(value), ())}
+        return any(s > site.index and self._alignment.tied.get((node, s)) for s in later)
+
+    @cached_property
+    def _shared(self) -> frozenset[int]:
+        """The nodes that hold a parameter of more sites than one."""
+        return frozenset(node for node, sites in self._tied_sites.items() if len(sites) > 1)
+
+    @cached_property
+    def _readers(self) -> dict[int, list[int]]:
+        """The sites with parameters that read each value, or a reshape of it."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for index in self._tied_nodes:
+            for value in self._reference.sites[index].inputs:
+                found[self._alignment.root(value)].append(index)
+        return found
 
     def _is_added_to(self, node: Node, site: Site) -> bool:
         """Whether another node with weights of the same site reads what the node gives, as the Add of its bias does."""
