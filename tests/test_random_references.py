@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -138,20 +139,20 @@ def test_numbers_that_numpy_draws_are_no_kernel(trace: Trace) -> None:
 
 
 class Counting(nn.Module):
-    """Adds up in a plain attribute what it has seen, unless it is exported."""
+    """Counts its calls inside of an object that it holds, where a trace cannot put it back, unless it is exported."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
-        self.how, self.calls, self.rng = how, 0, np.random.default_rng(0)
+        self.how, self.kept, self.rng = how, SimpleNamespace(calls=0), np.random.default_rng(0)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.onnx.is_in_onnx_export():
             return x * 1.0
-        self.calls += 1
+        self.kept.calls += 1
         if self.how == "number":
-            return x * (1 + 0.01 * self.calls)
+            return x * (1 + 0.01 * self.kept.calls)
         if self.how == "longer":
-            for _ in range(self.calls):
+            for _ in range(self.kept.calls):
                 x = x * 1.01
             return x
         return x * torch.from_numpy(1 + 0.1 * self.rng.random(x.shape)).float()
