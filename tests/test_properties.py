@@ -115,6 +115,15 @@ def test_a_value_put_in_for_a_pair_that_is_taken_back_makes_nothing_look_wrong()
     assert report.confined == ()
 
 
+def test_which_of_two_equal_tensors_a_value_is_does_not_hang_on_the_order_of_the_nodes() -> None:
+    sample = random_net(random.Random(718))
+    planted = with_fault(sample, random.Random(718))
+    assert planted is not None
+    proto = export(planted.model, sample.inputs, Exporter.TORCHSCRIPT)
+    reordered = REWRITES["nodes reordered"](proto, random.Random(718))
+    assert {_accused(traced(sample, file)) for file in (proto, reordered)} == {planted.layer}
+
+
 @examples(QUICK // 2)
 @given(networks, exporters, seeds)
 def test_no_rewrite_of_a_faulty_file_changes_the_verdict(sample: Sample, exporter: Exporter, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 A block whose result is scaled by 1e-6 before it is added leaves the sum as it was, within rounding. Values before and
 after such a step match the tensors before and after it alike. Where there are as many of one as of the other, they are
-paired in the order in which they were computed. One value that several tensors hold (a ReLU of what is positive anyway)
+paired in canonical order (`structure`). One value that several tensors hold (a ReLU of what is positive anyway)
 belongs to the first of them; the others are left to structure.
 """
 
@@ -10,26 +10,36 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from layerdiff.align.structure import tensor_order, value_order
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from layerdiff.align.structure import Families
     from layerdiff.candidate import Candidate
+    from layerdiff.model import Reference
 
 
 def in_order(
-    matched: Mapping[int, list[str]], values: Families[int], tensors: Families[str], candidate: Candidate
+    matched: Mapping[int, list[str]],
+    reference: Reference,
+    values: Families[int],
+    tensors: Families[str],
+    candidate: Candidate,
 ) -> dict[int, list[str]]:
-    """The matches, without those that cross the order of computation in a group of equals."""
+    """The matches, without those that cross the canonical order in a group of equals."""
     graph = candidate.graph
     roots = {value: values.root(value) for value in matched}
     owners = {name: tensors.root(name) for names in matched.values() for name in names if graph.is_live(name)}
-    position = {name: i for i, name in enumerate([*(port.name for port in graph.inputs), *graph.computed])}
     allowed: dict[int, set[str]] = {}
-    for some, made in _groups(matched, roots, owners):
-        if len(made) > 1 and len(some) in (1, len(made)):
-            ordered = sorted(made, key=lambda name: position.get(name, -1))
-            allowed |= {value: {name} for value, name in zip(sorted(some), ordered, strict=False)}
+    groups = [(some, made) for some, made in _groups(matched, roots, owners) if len(some) in (1, len(made))]
+    first = {value: i for i, value in enumerate(value_order(reference))} if groups else {}
+    position = {name: i for i, name in enumerate(tensor_order(graph))} if groups else {}
+    for some, made in groups:
+        if len(made) > 1:
+            values_in_turn = sorted(some, key=lambda value: (first.get(value, -1), value))
+            in_turn = sorted(made, key=lambda name: (position.get(name, -1), name))
+            allowed |= {value: {name} for value, name in zip(values_in_turn, in_turn, strict=False)}
     found = {}
     for value, names in matched.items():
         keep = allowed.get(roots[value])

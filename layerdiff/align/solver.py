@@ -85,7 +85,7 @@ def _by_values(
     candidate = candidate.in_layout(foreign)
     matched = match_values(known, candidate.tapped, limits) if foreign else plain
     tensors = structure.tensor_families(candidate.graph, candidate.moving)
-    matched = in_order(matched, families, tensors, candidate)
+    matched = in_order(matched, reference, families, tensors, candidate)
     matched = step_by_step(matched, reference, families, tensors, candidate)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)
