@@ -8,7 +8,7 @@ from layerdiff.graph import Injection
 from layerdiff.model import Healed
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
 
@@ -46,18 +46,45 @@ def heal(
             proofs.append(None)
             continue
         injections.append(injection_at(alignment, origin))
-        if outputs.tensors.get(origin.value) == origin.slot.tensor:  # an output is healed in the shape it should have
-            expected = alignment.reference.values[origin.value].array
-            assert expected is not None
-            replaced[origin.slot.tensor] = expected
-        metrics = outputs.measured(alignment.candidate.outputs_with(injections) | replaced)
-        after = outputs.worst(metrics)
-        agrees = all(m is not None and m.agrees for m in metrics.values())
-        proofs.append(Healed(before, after, agrees=agrees))
-        if agrees and not all_of_them:
+        replaced |= _replaced(alignment, origin, outputs)
+        proof = _healed(alignment, injections, replaced, outputs, before)
+        proofs.append(proof)
+        if proof.agrees and not all_of_them:
             break
-        before = after
+        before = proof.after
     return proofs
+
+
+def heal_together(
+    alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, before: float
+) -> Healed | None:
+    """The final error after some origins were healed in one run; None where a value cannot be put in."""
+    if not all(origin.provable for origin in origins):
+        return None
+    injections = [injection_at(alignment, origin) for origin in origins]
+    replaced = {name: a for origin in origins for name, a in _replaced(alignment, origin, outputs).items()}
+    return _healed(alignment, injections, replaced, outputs, before)
+
+
+def _replaced(alignment: Alignment, origin: Origin, outputs: OutputPairs) -> dict[str, Array]:
+    """An output that is healed, in the shape that it should have."""
+    if outputs.tensors.get(origin.value) != origin.slot.tensor:
+        return {}
+    expected = alignment.reference.values[origin.value].array
+    assert expected is not None
+    return {origin.slot.tensor: expected}
+
+
+def _healed(
+    alignment: Alignment,
+    injections: Sequence[Injection],
+    replaced: Mapping[str, Array],
+    outputs: OutputPairs,
+    before: float,
+) -> Healed:
+    metrics = outputs.measured(alignment.candidate.outputs_with(injections) | dict(replaced))
+    agrees = all(m is not None and m.agrees for m in metrics.values())
+    return Healed(before, outputs.worst(metrics), agrees=agrees)
 
 
 def injection_at(alignment: Alignment, origin: Origin) -> Injection:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.align import align
+from layerdiff.alike import with_alike
 from layerdiff.amplified import amplified
 from layerdiff.attribute import Blame
 from layerdiff.audit import audit
@@ -36,16 +37,19 @@ from layerdiff.several import size_diagnosis
 from layerdiff.stability import random_diagnosis
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from layerdiff.align import Alignment
     from layerdiff.candidate import Candidate
     from layerdiff.diagnose import Explained
     from layerdiff.judging import Judged
+    from layerdiff.live import Case
+    from layerdiff.localise import Origin
     from layerdiff.measure import Limit
-    from layerdiff.model import Diagnosis, Divergence, SampleResult
+    from layerdiff.model import Diagnosis, Divergence, Healed, SampleResult
     from layerdiff.outputs import OutputPairs
     from layerdiff.progress import Progress
+    from layerdiff.proof import Proven
     from layerdiff.runner import Runner
     from layerdiff.samples import Sample
 
@@ -110,16 +114,14 @@ class Job:
         bar.stage("proving the accusation")
         alignment, origins, rounded = place.alignment, place.origins, place.rounded
         proven = prove(alignment, origins, outputs, shipped_agrees=all(result.agrees for result in shown.results))
-        found = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.diverging]
-        confined = [finding(alignment, o, floor, run.tolerance, h) for o, h in proven.confined]
         bar.stage("naming the cause")
-        stretches = [Stretch(alignment, o, f.divergence) for (o, _), f in zip(proven.diverging, found, strict=True)]
-        explained, stopped = ([], ()) if observed.guilty else _explained(stretches)
-        if explained:
-            found = settle(alignment, [origin for origin, _ in proven.diverging], found, explained)
-            stretches = [replace(s, divergence=f.divergence) for s, f in zip(stretches, found, strict=True)]
-            explained = [e.of(f.divergence.layer) for e, f in zip(explained, found, strict=True)]
-        cases = tuple(case_of(s, e) for s, e in zip(stretches, explained, strict=False))
+
+        def look(origin: Origin, healed: Healed | None) -> Finding:
+            return finding(alignment, origin, floor, run.tolerance, healed)
+
+        named = _named(alignment, proven, look, outputs, guilty=bool(observed.guilty))
+        proven, found, explained, cases = named.proven, named.found, named.explained, named.cases
+        confined = [look(origin, healed) for origin, healed in proven.confined]
         crossed = _crossed(observed.candidate, outputs, explained, reference.calls[0].type)
         if crossed is not None:
             found, explained, cases = [Finding(Blame(0, None), crossed[0])], [crossed[1]], ()
@@ -145,7 +147,7 @@ class Job:
             layers=calls if self.granularity == "module" else book.operators(),
             coverage=coverage(calls, reference.uncalled),
             environment=environment(run.reference, run.candidate),
-            warnings=stopped
+            warnings=named.stopped
             + observed.warnings
             + run.reference.warnings
             + own.warnings
@@ -194,6 +196,40 @@ class Job:
             sample=shown.index,
             samples=tuple(told),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """The origins with what is reported of each; without causes where another run has told the cause."""
+
+    proven: Proven
+    found: list[Finding]
+    explained: list[Explained]
+    cases: tuple[Case, ...]
+    stopped: tuple[str, ...]
+
+
+def _named(
+    alignment: Alignment,
+    proven: Proven,
+    look: Callable[[Origin, Healed | None], Finding],
+    outputs: OutputPairs,
+    *,
+    guilty: bool,
+) -> _Named:
+    """What is found at each origin, its cause, and what has the same cause."""
+    found = [look(origin, healed) for origin, healed in proven.diverging]
+    stretches = [Stretch(alignment, o, f.divergence) for (o, _), f in zip(proven.diverging, found, strict=True)]
+    explained, stopped = ([], ()) if guilty else _explained(stretches)
+    if not explained:
+        return _Named(proven, found, explained, (), stopped)
+    proven, found, explained = with_alike(alignment, proven, list(zip(found, explained, strict=True)), look, outputs)
+    origins = [origin for origin, _ in proven.diverging]
+    found = settle(alignment, origins, found, explained)
+    explained = [e.of(f.divergence.layer) for e, f in zip(explained, found, strict=True)]
+    stretches = [Stretch(alignment, o, f.divergence) for o, f in zip(origins, found, strict=True)]
+    cases = tuple(case_of(s, e) for s, e in zip(stretches, explained, strict=True))
+    return _Named(proven, found, explained, cases, stopped)
 
 
 def _crossed(

@@ -14,6 +14,7 @@ import operator
 import os
 import sys
 import warnings
+from collections import OrderedDict
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
@@ -32,7 +33,7 @@ from layerdiff.operators import only_moves
 from layerdiff.untouched import random_states_kept
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     from layerdiff.model import Reference, Site
 
@@ -66,10 +67,8 @@ def lowered(
     if any(array is None for array in arrays):
         return None
     args = tuple(torch.from_numpy(array.copy()) for array in arrays if array is not None)
-    try:
-        model = _export(module, args, exporter, opset)
-    except Exception as error:  # noqa: BLE001  exporters raise anything; another way is tried
-        logging.getLogger("layerdiff").debug("%s cannot lower %s: %s", exporter.value, module, error)
+    model = _exported(module, args, exporter, opset)
+    if model is None:
         return None
     names = [port.name for port in model.graph.input if port.name not in {t.name for t in model.graph.initializer}]
     if len(names) != len(inputs):  # an input that is only looked at for its shape is dropped
@@ -341,6 +340,53 @@ _RAISED = _operators(
         "max_pool3d_with_indices": _max_pool(3),
     }
 )
+
+
+_kept: OrderedDict[Hashable, onnx.ModelProto | None] = OrderedDict()
+_MOST_KEPT = 64
+_SMALL = 1 << 14
+"""Bytes of constants in a module whose export is kept."""
+
+
+def _exported(
+    module: fx.GraphModule, args: tuple[torch.Tensor, ...], exporter: Exporter, opset: int
+) -> onnx.ModelProto | None:
+    """The module in ONNX; None where the exporter cannot express it.
+
+    A fault that is in every block asks for the same few operators again and again: what they became is kept.
+    """
+    key = _content(module, args, exporter, opset)
+    if key is not None and key in _kept:
+        return copy.deepcopy(_kept[key])
+    model = None
+    try:
+        model = _export(module, args, exporter, opset)
+    except Exception as error:  # noqa: BLE001  exporters raise anything; another way is tried
+        logging.getLogger("layerdiff").debug("%s cannot lower %s: %s", exporter.value, module, error)
+    if key is not None:
+        with ALONE:
+            _kept[key] = copy.deepcopy(model)
+            while len(_kept) > _MOST_KEPT:
+                _kept.popitem(last=False)
+    return model
+
+
+def _content(module: fx.GraphModule, args: tuple[torch.Tensor, ...], exporter: Exporter, opset: int) -> Hashable | None:
+    """All that an export depends on; None for what is large, or holds modules of its own."""
+    constants = dict(module.named_buffers())
+    if any(True for _ in module.children()) or sum(t.nbytes for t in constants.values()) > _SMALL:
+        return None
+    place = {node: f"#{i}" for i, node in enumerate(module.graph.nodes)}
+    steps = []
+    for node in module.graph.nodes:
+        given = repr(fx.map_arg((node.args, node.kwargs), lambda other: place[other]))
+        called = node.target if node.op == "call_function" else None
+        steps.append((node.op, called, given, _bytes(constants[node.target]) if node.op == "get_attr" else None))
+    return (*steps, *((tuple(x.shape), x.dtype) for x in args), exporter, opset)
+
+
+def _bytes(tensor: torch.Tensor) -> Hashable:
+    return tuple(tensor.shape), tensor.dtype, tensor.numpy().tobytes()
 
 
 def _export(module: nn.Module, args: tuple[torch.Tensor, ...], exporter: Exporter, opset: int) -> onnx.ModelProto:

@@ -22,11 +22,15 @@ MOST = 16
 
 @dataclass(frozen=True, slots=True)
 class Proven:
-    """The origins, each with its proof: those that diverge, and those that no output that counts depends on."""
+    """The origins, each with its proof: those that diverge, and those that no output that counts depends on.
+
+    `spare` are those behind them without which the outputs agree.
+    """
 
     diverging: list[tuple[Origin, Healed | None]]
     confined: list[tuple[Origin, Healed | None]]
     harmless: bool
+    spare: tuple[Origin, ...] = ()
 
 
 def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs, *, shipped_agrees: bool) -> Proven:
@@ -39,15 +43,15 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
         told = [(o, proof) for o, proof in zip(origins, proofs, strict=True) if not is_other_mask(alignment, o)]
         return Proven([], told, harmless)
     proofs = heal(alignment, origins, outputs, all_of_them=len(origins) <= MOST)
-    origins = origins[: len(proofs)]
+    origins, spare = origins[: len(proofs)], origins[len(proofs) :]
     aside = confined_origins(alignment, origins, proofs, outputs)
     if aside:
         origins = [origin for origin in origins if origin not in aside]
         proofs = heal(alignment, origins, outputs)
     enough = _enough(proofs)
-    origins, proofs = origins[:enough], proofs[:enough]
+    origins, proofs, spare = origins[:enough], proofs[:enough], (*origins[enough:], *spare)
     confined: list[tuple[Origin, Healed | None]] = [(o, None) for o in aside if not is_other_mask(alignment, o)]
-    return Proven(list(zip(origins, proofs, strict=True)), confined, harmless)
+    return Proven(list(zip(origins, proofs, strict=True)), confined, harmless, spare)
 
 
 def _enough(proofs: Sequence[Healed | None]) -> int:
