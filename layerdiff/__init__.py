@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +119,19 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """A public name whose module was not loaded yet."""
+    """A public name whose module was not loaded yet.
+
+    A library that is loaded with it draws from Python's generator: that is left where the caller had it.
+    """
     if name == "backends":
         return import_module("layerdiff.backends")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    state = random.getstate()
+    try:
+        found = globals()[name] = getattr(import_module(_LATER[name]), name)
+    finally:
+        random.setstate(state)
     return found
 
 

@@ -19,7 +19,7 @@ from layerdiff.align.weights import parameters_read
 from layerdiff.graph import RANDOM
 from layerdiff.localise import meaningful
 from layerdiff.operators import base_name, is_reshaping, likeness, only_moves
-from layerdiff.unfold import constants_of, unfolded
+from layerdiff.unfold import constants_of, holds_folded, unfolded
 
 if TYPE_CHECKING:
     from layerdiff.align import Alignment
@@ -51,9 +51,10 @@ def blame(alignment: Alignment, origin: Origin) -> Blame:
     sites = [reference.sites[index] for index in meaningful(alignment, origin.sites)]
     if not sites:
         return Blame(0, None)
-    maker = _wrong_constant(alignment, origin, sites)
+    maker = None if holds_folded(alignment, origin, sites) else _wrong_constant(alignment, origin, sites)
     if maker is not None:
         return Blame(maker.owner, maker.op)
+    sites = [s for s in sites if not all(reference.values[v].constant for v in s.outputs)] or sites
     left, equal = unfolded(alignment, origin, sites)
     left = _standing_alone(alignment, origin, left)
     call = _common_call(reference, {site.owner for site in left})

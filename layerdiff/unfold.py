@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.weights import by_output_channel, carried_as, channel_factors, parameters_of_sites
+from layerdiff.align.weights import (
+    by_output_channel,
+    carried_as,
+    channel_factors,
+    constants_read,
+    parameters_of_sites,
+)
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -23,6 +29,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+# What a BatchNorm is folded into.
+HEAVY = frozenset({"convolution", "addmm", "mm"})
 # Folding multiplies in float32 and stores the product: a few units in the last place of the weight.
 _TOLERANCE = 1e-5
 
@@ -38,7 +46,7 @@ class Verdict(Enum):
 def unfolded(alignment: Alignment, origin: Origin, sites: list[Site]) -> tuple[list[Site], list[Site]]:
     """The sites to blame, without the innocent one of a fold, and those that could be to blame as well."""
     norms = [s for s in sites if "batch_norm" in base_name(s.op)]
-    heavy = [s for s in sites if base_name(s.op) in ("convolution", "addmm", "mm")]
+    heavy = [s for s in sites if base_name(s.op) in HEAVY]
     damaged = [s for s in heavy if _is_damaged(alignment, origin, s)]
     if len(damaged) == 1:
         return damaged, []
@@ -68,8 +76,18 @@ def _is_damaged(alignment: Alignment, origin: Origin, site: Site) -> bool:
 
 def _weight(reference: Reference, site: Site) -> Array | None:
     """A layer's weight with its output channels first; None where it has none."""
-    own = [reference.parameters[name] for name in parameters_of_sites(reference).get(site.index, ())]
+    own = constants_read(reference, site)
     return next((by_output_channel(reference, site, array) for array in own if array.ndim >= 2), None)
+
+
+def holds_folded(alignment: Alignment, origin: Origin, sites: list[Site]) -> bool:
+    """Whether a layer's weight is in the file with a factor per channel, as a BatchNorm behind it leaves it."""
+    if not any("batch_norm" in base_name(s.op) for s in sites):
+        return False
+    heavy = [s for s in sites if base_name(s.op) in HEAVY]
+    weights = [w for s in heavy if (w := _weight(alignment.reference, s)) is not None]
+    constants = constants_of(alignment, origin)
+    return any(channel_factors(w, a)[1] <= 3 * _TOLERANCE for w in weights for a in carried_as(w, constants))
 
 
 def constants_of(alignment: Alignment, origin: Origin) -> list[Array]:
@@ -102,7 +120,7 @@ def _verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site, *, s
     moved = float(np.median(factors / wanted_factors)) if shared else 1.0
     right_factors = np.abs(factors - moved * wanted_factors).max() <= _TOLERANCE * float(np.abs(factors).max())
     bias = _carried_bias(alignment, origin, weight.shape[0])
-    wanted = _folded_bias(reference, names, heavy, statistics, wanted_factors)
+    wanted = _folded_bias(reference, heavy, statistics, wanted_factors)
     scale = max(1.0, float(np.abs(wanted).max()))
     right_bias = bias is not None and np.abs(bias - wanted).max() <= _TOLERANCE * scale
     if right_bias and np.abs(wanted).max() > 0:
@@ -111,10 +129,8 @@ def _verdict(alignment: Alignment, origin: Origin, heavy: Site, norm: Site, *, s
     return Verdict.NORM
 
 
-def _folded_bias(
-    reference: Reference, names: dict[int, tuple[str, ...]], heavy: Site, statistics: dict[str, Array], factors: Array
-) -> Array:
-    biases = (a for n in names.get(heavy.index, ()) if (a := reference.parameters[n]).ndim == 1)
+def _folded_bias(reference: Reference, heavy: Site, statistics: dict[str, Array], factors: Array) -> Array:
+    biases = (a for a in constants_read(reference, heavy) if a.ndim == 1)
     own = heavy.arguments.get("beta", 1) * next(biases, np.zeros(1))
     shift = statistics.get("bias", np.zeros_like(factors))
     return np.asarray((own - statistics["running_mean"]) * factors + shift)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.blocks import rows_in_double
-from layerdiff.operators import base_name
+from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -58,6 +58,22 @@ def parameters_of_sites(reference: Reference) -> dict[int, tuple[str, ...]]:
     for site in reference.sites:
         if any(not reference.values[i].constant for i in site.inputs):
             found[site.index] = tuple(dict.fromkeys(n for i in site.inputs for n in names(i)))
+    return found
+
+
+def constants_read(reference: Reference, site: Site) -> list[Array]:
+    """What a layer computes with: its parameters as they are, or what was made of them (by weight norm, say)."""
+    found = []
+    for index in site.inputs:
+        value = reference.values[index]
+        while value.constant and value.parameter is None and value.site is not None:
+            maker = reference.sites[value.site]
+            if not only_moves(maker.op) or not maker.inputs:
+                break
+            value = reference.values[maker.inputs[0]]
+        array = value.array if value.parameter is None else reference.parameters[value.parameter]
+        if value.constant and array is not None:
+            found.append(array)
     return found
 
 

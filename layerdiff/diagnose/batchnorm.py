@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align.weights import by_output_channel, carried_as, channel_factors
+from layerdiff.align.weights import by_output_channel, carried_as, channel_factors, constants_read
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import changes_for
@@ -69,7 +69,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     for node, weight, bias, changes in _folded_nodes(stretch, found):
         factor, residual = channel_factors(found.weight, weight)
         if residual > _EQUAL:
-            yield _wrong_weight(stretch, heavy, weight / _columns(factor, weight), changes)
+            yield _wrong_weight(stretch, heavy, (found.weight, weight / _columns(factor, weight)), changes)
             continue
         batch = _batch_statistics(stretch, heavy)
         cause, text, evidence = _what_was_folded(found, factor, bias, batch)
@@ -94,10 +94,10 @@ def _training(stretch: Stretch) -> Iterator[Hypothesis]:
 
 
 def _norm(stretch: Stretch, heavy: Site, norm: Site) -> _Norm | None:
-    own = stretch.parameters(heavy)
     reference = stretch.alignment.reference
-    weight = next((by_output_channel(reference, heavy, a) for a in own.values() if a.ndim >= 2), None)
-    bias = next((heavy.arguments.get("beta", 1) * a for a in own.values() if a.ndim == 1), None)
+    own = constants_read(reference, heavy)
+    weight = next((by_output_channel(reference, heavy, a) for a in own if a.ndim >= 2), None)
+    bias = next((heavy.arguments.get("beta", 1) * a for a in own if a.ndim == 1), None)
     stored = _stored(stretch, norm)
     if weight is None or "running_var" not in stored:
         return None
@@ -167,12 +167,14 @@ def _columns(factor: Array, weight: Array) -> Array:
     return safe.reshape(-1, *[1] * (weight.ndim - 1))
 
 
-def _wrong_weight(stretch: Stretch, heavy: Site, unfolded: Array, changes: tuple[Change, ...]) -> Hypothesis:
+def _wrong_weight(
+    stretch: Stretch, heavy: Site, weights: tuple[Array, Array], changes: tuple[Change, ...]
+) -> Hypothesis:
     from layerdiff.diagnose.weights import in_what_way
 
-    name, right = next((n, a) for n, a in stretch.parameters(heavy).items() if a.ndim >= 2)
-    right = by_output_channel(stretch.alignment.reference, heavy, right)
-    text, evidence = in_what_way(stretch, name, right, unfolded.astype(right.dtype))
+    name, stored = next((n, a) for n, a in stretch.parameters(heavy).items() if a.ndim >= 2)
+    right, unfolded = (weight.astype(stored.dtype) for weight in weights)
+    text, evidence = in_what_way(stretch, name, right, unfolded)
     remedy = "export again from the model meant"
     return Hypothesis("weights", text, {"parameter": name, **evidence}, changes, remedy, heavy.index)
 

@@ -314,3 +314,38 @@ def test_a_weight_that_was_scaled_alone_is_not_put_down_to_a_fresh_norm() -> Non
     report = layerdiff.trace(model, export(changed, inputs, Exporter.TORCHSCRIPT), inputs, progress=False)
     assert (report.diagnoses[0].cause, report.diagnoses[0].layer) == ("weights", "stem")
     assert report.diagnoses[0].summary == "The weight before it is multiplied by 1.5."
+
+
+NORMS = {
+    "weight_norm": nn.utils.weight_norm,
+    "weight_norm, parametrized": nn.utils.parametrizations.weight_norm,
+    "spectral_norm": nn.utils.spectral_norm,
+}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated")
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("change", "layer", "says"),
+    [
+        (other_statistics, "norm", "statistics or an affine that are not the model's"),
+        (large_epsilon, "norm", "folded with epsilon 0.1"),
+        (lambda model, _: model.stem.weight[2].mul_(1.5), "stem", "The weight before it is scaled in channel 2 of 8."),
+        (lambda model, _: model.stem.weight[2, 1].add_(0.2), "stem", "differs in channel 2 of 8"),
+    ],
+    ids=["statistics", "epsilon", "scaled", "weight"],
+)
+def test_a_fold_is_judged_by_the_weight_that_a_normed_layer_computes_with(
+    norm: str, change: Change, layer: str, says: str
+) -> None:
+    file = copy.deepcopy(CONV.model)
+    model = copy.deepcopy(CONV.model)
+    NORMS[norm](model.stem)
+    model.eval()(*CONV.inputs)  # what spectral norm keeps of a run
+    with torch.no_grad():
+        file.stem.weight.copy_(model.stem.weight)
+        change(file, CONV.inputs[0])
+    report = layerdiff.trace(model, export(file, CONV.inputs, Exporter.TORCHSCRIPT), CONV.inputs, progress=False)
+    assert report.first_divergence.layer.split(".")[0] == layer  # a parametrization is inside of its layer
+    assert report.diagnoses[0].verified
+    assert says in report.diagnoses[0].summary
