@@ -151,8 +151,9 @@ class Candidate:
 
     @cached_property
     def tapped(self) -> Shelf[str]:
-        """Every tensor that the graph computes, and its inputs, from one run without optimisations."""
-        return self._every({}).beside(self.feeds)
+        """Every tensor that the graph computes or gives out, and its inputs, from one run without optimisations."""
+        fixed = [port.name for port in self.graph.outputs if port.name in self.graph.constant]
+        return self._every({}).beside(self.feeds).beside({name: self.constants[name] for name in fixed})
 
     @cached_property
     def unstable(self) -> frozenset[str]:
@@ -166,9 +167,10 @@ class Candidate:
 
     @cached_property
     def constants(self) -> Made[str]:
-        """The numbers of every constant operand: initializers, and tensors computed from initializers alone."""
+        """The numbers of every constant operand and output: initializers, and tensors computed from these alone."""
         graph = self.graph
         read = {name for node in graph.nodes for name in node.inputs if name in graph.constant}
+        read.update(port.name for port in graph.outputs if port.name in graph.constant)
         stored = [name for name in read & graph.initializers if graph.is_dense(name)]
         names = sorted(read - graph.initializers)
         nodes = {node for name in names for node in graph.region(name, ())[0]}

@@ -187,14 +187,21 @@ class Graph:
     @cached_property
     def live_nodes(self) -> frozenset[int]:
         """The nodes that some graph output depends on."""
-        alive: set[int] = set()
+        return self._alive[0]
+
+    @cached_property
+    def _alive(self) -> tuple[frozenset[int], frozenset[str]]:
+        """The nodes that some graph output depends on, and what they read; the graph's inputs and outputs are alive."""
+        nodes: set[int] = set()
         todo = [port.name for port in self.outputs]
+        tensors = {*todo, *(port.name for port in self.inputs)}
         while todo:
             node = self.producer.get(todo.pop())
-            if node is not None and node not in alive:
-                alive.add(node)
+            if node is not None and node not in nodes:
+                nodes.add(node)
+                tensors.update(self.nodes[node].reads)
                 todo += self.nodes[node].reads
-        return frozenset(alive)
+        return frozenset(nodes), frozenset(tensors)
 
     @cached_property
     def constant(self) -> frozenset[str]:
@@ -264,7 +271,7 @@ class Graph:
 
     def is_live(self, tensor: str) -> bool:
         """Whether some graph output depends on the tensor."""
-        return self.producer.get(tensor, -1) in self.live_nodes or tensor in {port.name for port in self.inputs}
+        return tensor in self._alive[1]
 
     def is_dense(self, name: str) -> bool:
         """Whether an initializer's numbers are all stored; a sparse one's are not."""

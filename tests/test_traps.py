@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -490,3 +491,50 @@ def test_a_bfloat16_tensor_inside_of_the_graph_is_no_obstacle(trace: Trace) -> N
     proto, x = graph_of(nodes, {"x": (3, 6)}, ["y"], types=types), noise("traps.bfloat16", 3, 6)
     assert trace(Function(lambda _, x: x.bfloat16().float()), proto, x).agrees
     assert not trace(Function(lambda _, x: x * 1), proto, x).agrees
+
+
+class WithConstants(nn.Module):
+    """Gives out numbers that do not depend on the input, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 4)
+        self.register_buffer("grid", torch.arange(6.0).reshape(2, 3))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.head(x), self.grid * 2, torch.ones(3)
+
+
+@pytest.mark.parametrize("exporter", Exporter)
+def test_outputs_that_are_constants_of_the_file_are_compared(trace: Trace, exporter: Exporter) -> None:
+    model, x = fill(WithConstants()).eval(), noise("traps.constants", 2, 4)
+    report = trace(model, export(model, (x,), exporter), x)
+    assert report.agrees
+    assert report.warnings == ()
+    bad = copy.deepcopy(model)
+    bad.grid[1, 2] = 7.0
+    report = trace(model, export(bad, (x,), exporter), x)
+    assert [output.agrees for output in report.outputs] == [True, False, True]
+
+
+class LastStep(nn.Module):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(4, 5, batch_first=True)
+        self.head = nn.Linear(5, 3)
+        self.step = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, self.step])
+
+
+@pytest.mark.parametrize("exporter", Exporter)
+def test_the_last_state_that_nothing_reads_does_not_stand_for_the_last_step(trace: Trace, exporter: Exporter) -> None:
+    model, x = fill(LastStep(-1)).eval(), noise("traps.steps", 2, 6, 4)
+    first = LastStep(0).eval()
+    first.load_state_dict(model.state_dict())
+    report = trace(model, export(first, (x,), exporter), x)
+    assert report.first_divergence.layer == ""
+    assert report.first_divergence.op == "aten.select.int"
+    assert report.diagnoses[0].verified
+    assert report.diagnoses[0].summary == "Operand 1 of Gather is 0; the model's is -1."
