@@ -129,6 +129,8 @@ def _summary(alignment: Alignment, origin: Origin, kind: Kind) -> str:
     shown = ", ".join(ops[:4]) + (" …" if len(ops) > 4 else "")
     if kind is Kind.INSERTED:
         return f"nodes that the model does not have were inserted behind it: {shown}"
+    if origin.slot.tensor in graph.constant:
+        return f"the file gives out {origin.slot.tensor}, a constant, where the model has something else"
     if not origin.provable:
         return "from here on the graph computes another shape than the model"
     if kind is Kind.REWIRED:

@@ -133,8 +133,8 @@ def _first_misshapen(alignment: Alignment, forced: dict[str, int], value: int, t
 
 
 def _fed_right(alignment: Alignment, value: int, tensor: str) -> bool:
-    """A tensor that is a graph input is not computed: it holds what was fed."""
-    return alignment.holds(value, alignment.candidate.feeds.get(tensor))
+    """A tensor that is a graph input, or a constant, is not computed: it holds what was fed, or stored."""
+    return alignment.holds(value, alignment.candidate.tapped.get(tensor))
 
 
 def _narrowed(alignment: Alignment, forced: dict[str, int], tensor: str) -> Origin:

@@ -515,6 +515,23 @@ def test_outputs_that_are_constants_of_the_file_are_compared(trace: Trace, expor
     bad.grid[1, 2] = 7.0
     report = trace(model, export(bad, (x,), exporter), x)
     assert [output.agrees for output in report.outputs] == [True, False, True]
+    assert len(report.divergences) == 1
+    assert report.divergences[0].healed.agrees
+    cause = report.diagnoses[0]
+    assert (cause.cause, cause.verified) == ("weights", True)
+    assert "a constant of the file, is not the model's: it differs in 1 of its 6 numbers" in cause.summary
+
+
+@pytest.mark.parametrize("exporter", Exporter)
+def test_an_output_that_was_frozen_at_the_export_is_told(trace: Trace, exporter: Exporter) -> None:
+    x, head = noise("traps.frozen", 2, 4), fill(nn.Linear(4, 4))
+    model = Function(lambda self, x: (self.a(x), x.abs().sum(1)), a=head).eval()
+    frozen = Function(lambda self, x: (self.a(x), torch.tensor([1.0, 2.0])), a=head).eval()
+    report = trace(model, export(frozen, (x,), exporter), x)
+    assert [output.agrees for output in report.outputs] == [True, False]
+    assert report.first_divergence.layer == ""
+    assert report.diagnoses[0].cause == "baked-constant"
+    assert "is a constant of the file; the model computes it" in report.diagnoses[0].summary
 
 
 class LastStep(nn.Module):

@@ -11,7 +11,7 @@ from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.inputs import inputs_exchanged
 from layerdiff.diagnose.moved import joined
-from layerdiff.diagnose.outputs import outputs_exchanged
+from layerdiff.diagnose.outputs import fixed_output, outputs_exchanged
 from layerdiff.diagnose.prove import REPAIR, Explained, explain
 from layerdiff.diagnose.stretch import Stretch
 
@@ -38,7 +38,10 @@ THOROUGH = 6
 def explain_all(stretches: Sequence[Stretch]) -> list[Explained]:
     """The cause of every origin, in their order."""
     with np.errstate(all="ignore"):  # what is wrong may be infinite
-        found = [explain(stretch, DIAGNOSERS, thorough=i < THOROUGH) for i, stretch in enumerate(stretches)]
+        found = [
+            fixed_output(stretch) or explain(stretch, DIAGNOSERS, thorough=i < THOROUGH)
+            for i, stretch in enumerate(stretches)
+        ]
         return joined(stretches, found)
 
 

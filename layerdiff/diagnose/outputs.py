@@ -1,14 +1,16 @@
-"""Outputs that the file gives in another order than the model returns them."""
+"""Outputs that the file gives in another order than the model returns them, and outputs that are fixed in it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from layerdiff.diagnose.prove import Explained
+from layerdiff.diagnose.weights import in_what_way
 from layerdiff.model import Diagnosis, Divergence, Healed, Kind
 
 if TYPE_CHECKING:
     from layerdiff.candidate import Candidate
+    from layerdiff.diagnose.stretch import Stretch
     from layerdiff.outputs import OutputPairs
 
 
@@ -53,3 +55,22 @@ def _belongs(candidate: Candidate, outputs: OutputPairs) -> dict[int, str] | Non
             return None
         found[value] = free.pop(other)
     return found or None
+
+
+def fixed_output(stretch: Stretch) -> Explained | None:
+    """The cause, where a constant of the file is given out that the model computes or holds otherwise."""
+    name, wanted, got = stretch.origin.slot.tensor, stretch.expected, stretch.actual
+    if name not in stretch.alignment.candidate.graph.constant or wanted is None or got is None:
+        return None
+    evidence = {"output": name}
+    if not stretch.alignment.reference.values[stretch.value].constant:
+        cause, text = "baked-constant", f"The output {name} is a constant of the file; the model computes it."
+    elif wanted.shape != got.shape:
+        cause, text = "weights", f"The output {name} is a constant of shape {got.shape}; the model's is {wanted.shape}."
+    else:
+        said, found = in_what_way(stretch, f"The output {name}, a constant of the file,", wanted, got)
+        cause, text, evidence = "weights", said, evidence | found
+    healed = stretch.divergence.healed
+    remedy = "export again from the model that is meant to ship"
+    verified = healed is not None and healed.agrees
+    return Explained(Diagnosis(cause, stretch.divergence.layer, text, evidence, remedy, verified=verified), None)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # So many numbers are on a grid of eight bits at most.
 _GRID = 256
+# Where more numbers than these are the model's own, the others were changed one by one, and not rounded.
+_UNROUNDED = 0.75
 _LOOKUPS = frozenset({"embedding", "index_select", "index", "gather", "slice", "select", "narrow"})
 
 
@@ -168,7 +170,9 @@ def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple
             return f"{name} differs in channel {few} of {len(gaps)}{where}.", {**evidence, "channels": channels}
     if np.isinf(found.rel_l2):
         return f"{name} is not the model's, which is all zeros: it goes up to {found.max_abs:.3g}.", evidence
-    return f"{name} is not the model's: it differs everywhere, by {share_of(found.rel_l2)}.", evidence
+    wrong = int(np.count_nonzero(wanted != got.reshape(wanted.shape)))
+    where = "everywhere" if wrong > _UNROUNDED * wanted.size else f"in {wrong:,} of its {wanted.size:,} numbers"
+    return f"{name} is not the model's: it differs {where}, by {share_of(found.rel_l2)}.", evidence
 
 
 def _channels(gaps: Array) -> list[int]:
@@ -194,12 +198,15 @@ def _rounded_to(w: Array, g: Array) -> str:
     for kind in ("float16", "bfloat16"):
         if all(bool(np.all(in_format(wanted, kind) == got)) for _, wanted, got in rows_in_double(w, g)):
             return kind
-    return _grid(np.atleast_1d(g))
+    return _grid(np.atleast_1d(w), np.atleast_1d(g))
 
 
-def _grid(g: Array) -> str:
-    """The grid of integers that all numbers are on, if they are few enough."""
-    if np.unique(g[:1]).size > _GRID:
+def _grid(w: Array, g: Array) -> str:
+    """The grid of integers that all numbers were rounded to, if they are few enough.
+
+    Numbers on it that are mostly the model's own were not rounded.
+    """
+    if np.unique(g[:1]).size > _GRID or np.mean(w == g) > _UNROUNDED:
         return ""
     values: Array = np.unique(g)
     steps = np.diff(values)
