@@ -371,10 +371,11 @@ class Recorder(TorchDispatchMode):
             self._outputs = self._apart(values, outputs)
 
     def _apart(self, values: Mapping[str, int], tensors: Mapping[str, torch.Tensor]) -> dict[str, int]:
-        """The outputs of the model, each a value of its own: a tensor can be returned twice."""
+        """The outputs of the model, each a value of its own: a tensor can be returned twice, and so can a parameter."""
         found: dict[str, int] = {}
         for name, index in values.items():
-            found[name] = self._alias(tensors[name], index) if index in found.values() else index
+            shared = index in found.values() or self._values[index].parameter is not None
+            found[name] = self._alias(tensors[name], index) if shared else index
         return found
 
     def _alias(self, tensor: torch.Tensor, index: int) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.align.weights import parameters_of_sites
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -88,13 +89,20 @@ def clipped(alignment: Alignment, value: int) -> tuple[int, ...]:
 def is_diffuse(alignment: Alignment, rounded: Iterable[Rounded]) -> bool:
     """Whether rounding is everywhere: at least four layers, and a fifth of all values or layers that were compared.
 
-    Dynamic quantisation touches a few operators of each block, and every block.
+    Dynamic quantisation touches a few operators of each block, and every block. In a small network two layers are
+    enough, if they are half of those with parameters.
     """
     roots = {alignment.root(r.value) for r in rounded}
     compared = set(alignment.forced().values())
-    layers = _layers(alignment, roots)
-    everywhere = len(roots) >= len(compared) / 5 or len(layers) >= len(_layers(alignment, compared)) / 5
-    return len(layers) >= 4 and everywhere
+    layers, all_layers = _layers(alignment, roots), _layers(alignment, compared)
+    if len(layers) >= 4 and (len(roots) >= len(compared) / 5 or len(layers) >= len(all_layers) / 5):
+        return True
+    weighty = {
+        alignment.reference.layer_of(alignment.reference.sites[site])
+        for site, names in parameters_of_sites(alignment.reference).items()
+        if names
+    } & all_layers
+    return len(layers & weighty) >= max(2, len(weighty) / 2)
 
 
 def _layers(alignment: Alignment, values: Iterable[int]) -> set[str]:

@@ -14,17 +14,21 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from layerdiff.integer_products import without_integer_products
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     _Parts = Iterator[onnx.NodeProto | onnx.TensorProto]
 
 _DOMAIN = "com.microsoft"
-_NEEDED_OPSET = {"SkipLayerNormalization": 17}  # quantised operators need 13, where scales may be per axis
+# Quantised operators need 13, where scales may be per axis.
+_NEEDED_OPSET = {"SkipLayerNormalization": 17, "DynamicQuantizeMatMul": 13, "MatMulIntegerToFloat": 13}
 
 
 def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with its fused nodes taken apart; the model itself when it has none."""
+    model = without_integer_products(model)
     if not any(_taken_apart(node, model) for node in model.graph.node):
         return model
     result = onnx.ModelProto()
@@ -212,6 +216,29 @@ def _qlinear_concat_parts(node: onnx.NodeProto) -> _Parts:
     yield _requantised(node, f"{mark}__y", node.input[0], node.input[1])
 
 
+def _dynamic_product_parts(node: onnx.NodeProto) -> _Parts:
+    """A, which is quantised on the way, then B with its scale and zero point, and a bias."""
+    mark = node.output[0]
+    steps = [f"{mark}__int", f"{mark}__scale", f"{mark}__zero"]
+    yield helper.make_node("DynamicQuantizeLinear", [node.input[0]], steps, name=node.name)
+    yield from _product_parts(node, tuple(steps), (node.input[1], node.input[2], _operand(node, 3)), _operand(node, 4))
+
+
+def _scaled_product_parts(node: onnx.NodeProto) -> _Parts:
+    """A and B, then their scales, their zero points, and a bias."""
+    a, b, a_scale, b_scale = node.input[:4]
+    yield from _product_parts(node, (a, a_scale, _operand(node, 4)), (b, b_scale, _operand(node, 5)), _operand(node, 6))
+
+
+def _product_parts(node: onnx.NodeProto, a: tuple[str, ...], b: tuple[str, str, str], bias: str) -> _Parts:
+    mark = node.output[0]
+    yield _dequantised(node, (a[0], a[1], a[2]), f"{mark}__a")
+    yield _dequantised(node, b, f"{mark}__b", axis=1)  # B is a matrix, its columns have the scales
+    yield _part(node, "MatMul", [f"{mark}__a", f"{mark}__b"], f"{mark}__y" if bias else mark)
+    if bias:
+        yield _part(node, "Add", [f"{mark}__y", bias], mark)
+
+
 _PARTS: dict[str, Callable[[onnx.NodeProto], _Parts]] = {
     "FusedConv": _conv_parts,
     "FusedGemm": _gemm_parts,
@@ -221,6 +248,8 @@ _PARTS: dict[str, Callable[[onnx.NodeProto], _Parts]] = {
     "QLinearConv": _qlinear_conv_parts,
     "QLinearMatMul": _qlinear_matmul_parts,
     "QGemm": _qgemm_parts,
+    "DynamicQuantizeMatMul": _dynamic_product_parts,
+    "MatMulIntegerToFloat": _scaled_product_parts,
     "QLinearAdd": _qlinear_pair_parts,
     "QLinearMul": _qlinear_pair_parts,
     "QLinearSigmoid": _qlinear_single_parts,

@@ -90,6 +90,22 @@ class Unlike:
         return factor
 
     @cached_property
+    def shift(self) -> float | None:
+        """The one number that was added everywhere, to some millionths of the largest number; None where none was."""
+        if self._wanted.size < 2 or len(self._rows) < len(self._wanted):
+            return None
+        low, high, size = np.inf, -np.inf, 0.0
+        with np.errstate(all="ignore"):
+            for _, w, g in self._differing():
+                gap = g - w
+                low, high = min(low, float(gap.min())), max(high, float(gap.max()))
+                size = max(size, float(np.abs(g).max()), float(np.abs(w).max()))
+                if not high - low <= _MULTIPLE * size:
+                    return None
+        middle = (low + high) / 2
+        return middle if abs(middle) > high - low else None
+
+    @cached_property
     def is_permuted(self) -> bool:
         """Whether `got` holds the numbers of `wanted` in another order."""
         sums = np.zeros(3)

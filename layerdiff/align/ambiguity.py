@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from layerdiff.align.structure import tensor_order, value_order
+from layerdiff.operators import likeness
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,41 @@ def in_order(
         kept = [n for n in names if keep is None or n not in owners or owners[n] in keep]
         found[value] = kept or names
     return found
+
+
+def left_to_its_own_node(
+    matched: Mapping[int, list[str]],
+    reference: Reference,
+    values: Families[int],
+    tensors: Families[str],
+    candidate: Candidate,
+) -> dict[int, list[str]]:
+    """The matches, without that of a step's result with what goes into the step, where the file has the step.
+
+    What `x + 1e-6` gives is, within rounding, what goes in. A node of its kind that reads that, and whose own result is
+    no value's, is the step gone wrong.
+    """
+    graph = candidate.graph
+    taken = {tensors.root(name) for names in matched.values() for name in names}
+    holding = {value: {tensors.root(n) for n in names} for value, names in matched.items()}
+    found = dict(matched)
+    for value, names in matched.items():
+        site = reference.producer(value)
+        if site is None or values.root(value) != value:
+            continue
+        given = [v for v in site.inputs if not reference.values[v].constant]
+        shared = holding[value].intersection(*(holding.get(v, set()) for v in given)) if len(given) == 1 else set()
+        readers = {n for root in shared for name in tensors.members(root) for n, _ in graph.consumers.get(name, ())}
+        own = [
+            node
+            for node in (graph.nodes[index] for index in readers if index in graph.live_nodes)
+            if likeness(site.op, node.op) >= 1
+            and sum(name not in graph.constant for name in node.reads) == 1
+            and taken.isdisjoint(map(tensors.root, node.outputs))
+        ]
+        if len(own) == 1:
+            found[value] = [name for name in names if tensors.root(name) not in shared]
+    return {value: names for value, names in found.items() if names}
 
 
 def _groups(

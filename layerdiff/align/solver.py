@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from layerdiff.align import structure
 from layerdiff.align.alignment import Alignment
-from layerdiff.align.ambiguity import in_order
+from layerdiff.align.ambiguity import in_order, left_to_its_own_node
 from layerdiff.align.chains import step_by_step
 from layerdiff.align.given import settle
 from layerdiff.align.layout import layouts
@@ -86,6 +86,7 @@ def _by_values(
     matched = match_values(known, candidate.tapped, limits) if foreign else plain
     tensors = structure.tensor_families(candidate.graph, candidate.moving)
     matched = in_order(matched, reference, families, tensors, candidate)
+    matched = left_to_its_own_node(matched, reference, families, tensors, candidate)
     matched = step_by_step(matched, reference, families, tensors, candidate)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 HEAVY = frozenset({"convolution", "addmm", "mm"})
 # A fold rounds the weight once and stores it in single precision.
 _EQUAL = 2e-5
+# What eight bits, or four, round a channel's weights by at most.
+_ROUNDED = 0.1
 UNSETTLED = "Its BatchNorm was folded with running statistics or an affine that are not the model's."
 
 
@@ -69,6 +71,8 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     for node, weight, bias, changes in _folded_nodes(stretch, found):
         factor, residual = channel_factors(found.weight, weight)
         if residual > _EQUAL:
+            if _in_integers(stretch, node) and residual <= _ROUNDED:
+                continue
             yield _wrong_weight(stretch, heavy, (found.weight, weight / _columns(factor, weight)), changes)
             continue
         batch = _batch_statistics(stretch, heavy)
@@ -78,6 +82,13 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         unsettled = text == UNSETTLED or "either" in evidence
         site = None if unsettled else (heavy if cause == "weights" else norm).index
         yield Hypothesis(cause, text, evidence, changes, remedy, site)
+
+
+def _in_integers(stretch: Stretch, node: Node) -> bool:
+    """Whether a node reads what is dequantised: such weights are judged by their scales."""
+    graph = stretch.alignment.candidate.graph
+    makers = (graph.producer.get(name) for name in node.inputs)
+    return any(index is not None and graph.nodes[index].op == "DequantizeLinear" for index in makers)
 
 
 def _training(stretch: Stretch) -> Iterator[Hypothesis]:

@@ -129,10 +129,10 @@ def activations(graph: Graph, constants: Mapping[str, Array]) -> Iterator[Activa
 
 
 def stored(graph: Graph, constants: Mapping[str, Array]) -> Iterator[Stored]:
-    """Every constant of eight bits or fewer; biases of 32 bits have the scale of what they are added to."""
+    """Every constant of eight bits or fewer, and biases, which have 32 and the scale of what they are added to."""
     for node in graph.nodes:
         integers = constants.get(node.inputs[0]) if node.op == "DequantizeLinear" else None
-        if integers is None or integers.dtype.itemsize != 1:
+        if integers is None or integers.dtype.kind not in "iu" or integers.dtype.itemsize not in (1, 4):
             continue
         scheme = scheme_of(node, constants, integers.dtype)
         if scheme is not None:

@@ -15,6 +15,8 @@ import numpy as np
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.quantisers import Activation, Scheme, Stored, activations, fitted, stored
+from layerdiff.diagnose.semantics import changes_for
+from layerdiff.diagnose.weights import in_what_way, parameter_behind, reader_of
 from layerdiff.errors import BackendError, PatchError
 from layerdiff.model import Kind
 from layerdiff.operators import base_name
@@ -58,6 +60,8 @@ class _Cure:
     general: bool
     remedy: str
     stored: bool = False  # weights: what is wrong with them is known without any input
+    cause: str = "quantization"
+    site: int | None = None  # the reference operator that it belongs to, where it is one
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ def found(stretch: Stretch) -> Found | None:
     candidate = stretch.alignment.candidate.part(part.model, part.feeds)
     if not any(node.op == "DequantizeLinear" for node in candidate.graph.nodes):
         return None
-    cures = [*_of_weights(stretch, candidate.graph, candidate.constants)]
+    cures = [*_of_weights(stretch, candidate.graph, candidate.constants), *_of_floats(stretch)]
     cures += [*_of_activations(stretch, candidate, tuple(change for cure in cures for change in cure.patch))]
     before = _error(stretch, ())
     guilty = _guilty(stretch, cures[:MOST], before)
@@ -128,8 +132,9 @@ def _told(stretch: Stretch, guilty: Sequence[_Cure], before: float) -> Found:
     remedies = dict.fromkeys(cure.remedy for cure in guilty if cure.remedy)
     remedy = "\n".join(remedies)
     decided = evidence["relative_error_after"] <= (_FALLS if general else _NEARLY_ALL) * before
+    site = first.site if len({cure.site for cure in guilty}) == 1 else None
     told = Hypothesis(
-        "quantization", f"{first.text}{rest}", evidence, patch if general else None, remedy, decided=decided
+        first.cause, f"{first.text}{rest}", evidence, patch if general else None, remedy, site, decided=decided
     )
     return Found(told, gap)
 
@@ -278,8 +283,31 @@ def _of_weights(stretch: Stretch, graph: Graph, constants: Mapping[str, Array]) 
         limits = np.iinfo(one.integers.dtype)
         clip = float(np.mean((one.integers == limits.min) | (one.integers == limits.max)))
         evidence = _numbers(one.node.inputs[0], one.scheme, scheme) | {"clipped": clip, "rel_l2": difference}
-        text = f"The {one.integers.dtype} weights {one.node.inputs[0]} {what}."
-        yield _Cure(text, evidence, patch, general=True, remedy="", stored=True)
+        kept = "weights" if one.integers.dtype.itemsize == 1 else "biases"
+        text = f"The {one.integers.dtype} {kept} {one.node.inputs[0]} {what}."
+        name = parameter_behind(stretch, right)
+        site = None if name is None else reader_of(stretch, name)
+        yield _Cure(text, evidence, patch, general=True, remedy="", stored=True, site=site)
+
+
+def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
+    """What is kept in floats beside integers, a bias mostly, and is not the model's."""
+    graph = stretch.alignment.candidate.graph
+    for difference in () if stretch.comparison is None else stretch.comparison.differences:
+        right, got, place = difference.wanted, difference.got, difference.place
+        floats = all(isinstance(a, np.ndarray) and a.dtype.kind == "f" for a in (right, got)) and place is not None
+        if difference.what is not What.CONSTANT or not floats or right.size != got.size:
+            continue
+        assert place is not None
+        maker = graph.producer.get(graph.nodes[difference.node.index].inputs[place.slot]) if difference.node else None
+        in_integers = maker is not None and graph.nodes[maker].op == "DequantizeLinear"
+        name, patch = parameter_behind(stretch, right), changes_for(stretch, difference)
+        if in_integers or name is None or not patch or _apart(got.reshape(right.shape), right) <= _FITS:
+            continue
+        text, evidence = in_what_way(stretch, name, right, got)
+        again, site = "export again from the model that is meant to ship", reader_of(stretch, name)
+        evidence = {"parameter": name, **evidence}
+        yield _Cure(text, evidence, patch, general=True, remedy=again, stored=True, cause="weights", site=site)
 
 
 def _wanted_weights(stretch: Stretch) -> Iterator[tuple[str, Array]]:
@@ -302,6 +330,11 @@ def _wanted_weights(stretch: Stretch) -> Iterator[tuple[str, Array]]:
 def _what_is_wrong(one: Stored, right: Array) -> tuple[Scheme, str]:
     """The scheme that the weights should have, and in what way the file's differ."""
     scheme, integers = one.scheme, one.integers
+    if integers.dtype.itemsize > 1:  # a bias: its scale is the product of two others, and it has room for any number
+        factors = _factors(scheme.real(integers), right, scheme)
+        refitted = Scheme((scheme.scale * factors).astype(scheme.scale.dtype), scheme.zero, scheme.axis)
+        fits = _apart(refitted.real(integers), right) <= _FITS
+        return refitted if fits else scheme, _misscaled(one, right)
     for axis in range(right.ndim) if scheme.per_channel else ():
         other = Scheme(scheme.scale, scheme.zero, axis)
         if right.shape[axis] == scheme.scale.size and _apart(other.real(integers), right) <= _FITS:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # So many numbers are on a grid of eight bits at most.
 _GRID = 256
+# Half a step, and what two roundings of it come to.
+_HALF = 0.51
 # Where more numbers than these are the model's own, the others were changed one by one, and not rounded.
 _UNROUNDED = 0.75
 _LOOKUPS = frozenset({"embedding", "index_select", "index", "gather", "slice", "select", "narrow"})
@@ -56,7 +58,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         cause = "masking" if mask_values(difference.wanted) else cause
         evidence = {"parameter": name, **evidence}
         remedy = "export again from the model that is meant to ship"
-        yield Hypothesis(cause, text, evidence, patch, remedy, _reader(stretch, name))
+        yield Hypothesis(cause, text, evidence, patch, remedy, reader_of(stretch, name))
 
 
 def _wrong_part(stretch: Stretch, wanted: Array, got: Any) -> tuple[Array, Any]:
@@ -83,7 +85,7 @@ def _with_partners(stretch: Stretch, name: str) -> str:
     return f"{name}, with {', '.join(others)} in it," if others else name
 
 
-def _reader(stretch: Stretch, name: str) -> int | None:
+def reader_of(stretch: Stretch, name: str) -> int | None:
     """The one site of the stretch that reads a parameter."""
     found = [site.index for site in stretch.sites if name in stretch.parameters(site)]
     return found[0] if len(found) == 1 else None
@@ -158,6 +160,8 @@ def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple
         return f"{name} is all zeros in the file.", {**evidence, "zero": True}
     if found.factor is not None:
         return f"{name} is multiplied by {found.factor:.6g} in the file.", {**evidence, "factor": found.factor}
+    if found.shift is not None:
+        return f"{name} is shifted by {found.shift:.6g} in the file.", {**evidence, "shift": found.shift}
     if found.is_permuted:
         return f"{name} holds the right numbers in another order.", {**evidence, "permuted": True}
     rounded = _rounded_to(wanted, got.reshape(wanted.shape))
@@ -204,7 +208,7 @@ def _rounded_to(w: Array, g: Array) -> str:
 def _grid(w: Array, g: Array) -> str:
     """The grid of integers that all numbers were rounded to, if they are few enough.
 
-    Numbers on it that are mostly the model's own were not rounded.
+    Numbers on it that are mostly the model's own, or mostly farther away than half a step, were not rounded.
     """
     if np.unique(g[:1]).size > _GRID or np.mean(w == g) > _UNROUNDED:
         return ""
@@ -213,6 +217,7 @@ def _grid(w: Array, g: Array) -> str:
     if (
         2 < values.size <= _GRID
         and steps.size
+        and np.median(np.abs(w - g)) <= _HALF * steps.min()
         and np.allclose(steps / steps.min(), np.round(steps / steps.min()), atol=1e-2)
     ):
         return "an 8-bit grid" if values.size > 16 else "a 4-bit grid"

@@ -1,0 +1,125 @@
+"""Products of integers, as dynamic quantisation writes them, in numbers that mean something.
+
+``DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul`` by the product of both scales holds nothing between its ends
+that a layer of the model computes. What it stands for, the product of both operands dequantised, is what is examined;
+sums of products of eight-bit integers are exact in either form, up to float32's rounding.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import helper
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    Scale = tuple[str, int | None]
+
+_PRODUCTS = {"MatMulInteger": ("MatMul", -1), "ConvInteger": ("Conv", 0)}
+"""What each is without integers, and the axis of the weight that scales belong to."""
+_NEEDED_OPSET = 13  # where scales may be per axis
+
+
+@dataclass(frozen=True, slots=True)
+class _Chain:
+    """A product of integers, the cast behind it, and the multiplication with both scales, which ends it."""
+
+    product: onnx.NodeProto
+    cast: onnx.NodeProto
+    scaled: onnx.NodeProto
+    scales: tuple[str, str]
+
+
+def without_integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with such chains as products of what is dequantised; the model itself where it has none."""
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
+    if opset < _NEEDED_OPSET or not any(node.op_type in _PRODUCTS for node in model.graph.node):
+        return model
+    chains = list(_chains(model.graph))
+    if not chains:
+        return model
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    ends = {chain.scaled.output[0]: chain for chain in chains}
+    gone = {name for chain in chains for name in (chain.product.output[0], chain.cast.output[0])}
+    ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
+    del result.graph.node[:]
+    for node in model.graph.node:
+        chain = ends.get(node.output[0]) if node.output else None
+        if chain is not None:
+            result.graph.node.extend(_real(chain, ranks))
+        elif not node.output or node.output[0] not in gone:
+            result.graph.node.append(node)
+    return result
+
+
+def _chains(graph: onnx.GraphProto) -> Iterator[_Chain]:
+    readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
+    makers = {name: node for node in graph.node for name in node.output}
+    given = {port.name for port in graph.output}
+    for node in graph.node:
+        for name in dict.fromkeys(node.input):
+            readers[name].append(node)
+        for name in _read_inside(node):
+            given.add(name)
+
+    def only_reader(node: onnx.NodeProto, op: str) -> onnx.NodeProto | None:
+        found = readers[node.output[0]]
+        alone = len(found) == 1 and found[0].op_type == op and node.output[0] not in given
+        return found[0] if alone else None
+
+    for product in graph.node:
+        if product.op_type not in _PRODUCTS:
+            continue
+        cast = only_reader(product, "Cast")
+        scaled = None if cast is None else only_reader(cast, "Mul")
+        if cast is None or scaled is None:
+            continue
+        other = next((name for name in scaled.input if name != cast.output[0]), "")
+        scales = _scales(makers, product, makers.get(other))
+        if scales is not None:
+            yield _Chain(product, cast, scaled, scales)
+
+
+def _scales(
+    makers: dict[str, onnx.NodeProto], product: onnx.NodeProto, factor: onnx.NodeProto | None
+) -> tuple[str, str] | None:
+    """The scales of the first operand and of the second, of which the factor is the product."""
+    if factor is None or factor.op_type != "Mul":
+        return None
+    quantisers = [makers.get(name) for name in product.input[:2]]
+    own = [q.output[1] if q is not None and q.op_type == "DynamicQuantizeLinear" else None for q in quantisers]
+    first, second = factor.input
+    for one, other in ((first, second), (second, first)):
+        if own[0] == one and own[1] in (None, other):
+            return one, other
+    return None
+
+
+def _real(chain: _Chain, ranks: dict[str, int]) -> Iterator[onnx.NodeProto]:
+    """Both operands dequantised, and their product, under the name that the chain ended with."""
+    product, end = chain.product, chain.scaled.output[0]
+    op, axis = _PRODUCTS[product.op_type]
+    zeros = [*product.input[2:4], "", ""][:2]
+    axes = (1, axis % ranks.get(product.input[1], 1) if axis < 0 else axis)
+    for operand, scale, zero, along, mark in zip(product.input, chain.scales, zeros, axes, "ab", strict=False):
+        yield helper.make_node(
+            "DequantizeLinear", [name for name in (operand, scale, zero) if name], [f"{end}__{mark}"], axis=along
+        )
+    real = helper.make_node(op, [f"{end}__a", f"{end}__b"], [end], name=product.name.removesuffix("_quant"))
+    real.attribute.extend(product.attribute)
+    real.metadata_props.extend(product.metadata_props)
+    yield real
+
+
+def _read_inside(node: onnx.NodeProto) -> Iterator[str]:
+    """What the bodies of a node read, from wherever it is."""
+    for attribute in node.attribute:
+        for body in (*attribute.graphs, *((attribute.g,) if attribute.HasField("g") else ())):
+            for inner in body.node:
+                yield from inner.input
+                yield from _read_inside(inner)
