@@ -46,7 +46,8 @@ def _judged(stretch: Stretch) -> Region | None:
         if name is not None and name not in inside and name not in start:
             extra[name] = read
     feeds = {name: forced.get(name) for name in sorted(start)} | extra
-    return Region(tensor, value, tuple(feeds.items()), _names(stretch, nodes), tuple(sorted(sites)), tuple(border))
+    names, given = _names(stretch, nodes), tuple(feeds.items())
+    return Region(tensor, value, given, names, tuple(sorted(sites)), tuple(border), stretch.format)
 
 
 def _accused(stretch: Stretch) -> Region:

@@ -1,8 +1,9 @@
 """Products of integers, as dynamic quantisation writes them, in numbers that mean something.
 
-``DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul`` by the product of both scales holds nothing between its ends
-that a layer of the model computes. What it stands for, the product of both operands dequantised, is what is examined;
-sums of products of eight-bit integers are exact in either form, up to float32's rounding.
+``DynamicQuantizeLinear -> MatMulInteger -> Cast -> Mul`` by the product of both scales, and behind a convolution the
+``Add`` of its bias, hold nothing between their ends that a layer computes. What they stand for, the product of both
+operands dequantised, is what is examined; sums of products of eight-bit integers are exact in either form, up to
+float32's rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from onnx import helper
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    Scale = tuple[str, int | None]
 
 _PRODUCTS = {"MatMulInteger": ("MatMul", -1), "ConvInteger": ("Conv", 0)}
 """What each is without integers, and the axis of the weight that scales belong to."""
@@ -26,12 +26,17 @@ _NEEDED_OPSET = 13  # where scales may be per axis
 
 @dataclass(frozen=True, slots=True)
 class _Chain:
-    """A product of integers, the cast behind it, and the multiplication with both scales, which ends it."""
+    """A product of integers, the nodes behind it up to the one that ends it, the scales of both operands, a bias."""
 
     product: onnx.NodeProto
-    cast: onnx.NodeProto
-    scaled: onnx.NodeProto
+    behind: tuple[onnx.NodeProto, ...]
     scales: tuple[str, str]
+    bias: str = ""
+
+    @property
+    def end(self) -> str:
+        """What comes out of it."""
+        return str(self.behind[-1].output[0])
 
 
 def without_integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -44,8 +49,8 @@ def without_integer_products(model: onnx.ModelProto) -> onnx.ModelProto:
         return model
     result = onnx.ModelProto()
     result.CopyFrom(model)
-    ends = {chain.scaled.output[0]: chain for chain in chains}
-    gone = {name for chain in chains for name in (chain.product.output[0], chain.cast.output[0])}
+    ends = {chain.end: chain for chain in chains}
+    gone = {node.output[0] for chain in chains for node in (chain.product, *chain.behind[:-1])}
     ranks = {tensor.name: len(tensor.dims) for tensor in model.graph.initializer}
     del result.graph.node[:]
     for node in model.graph.node:
@@ -61,6 +66,7 @@ def _chains(graph: onnx.GraphProto) -> Iterator[_Chain]:
     readers: dict[str, list[onnx.NodeProto]] = defaultdict(list)
     makers = {name: node for node in graph.node for name in node.output}
     given = {port.name for port in graph.output}
+    vectors = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
     for node in graph.node:
         for name in dict.fromkeys(node.input):
             readers[name].append(node)
@@ -81,8 +87,21 @@ def _chains(graph: onnx.GraphProto) -> Iterator[_Chain]:
             continue
         other = next((name for name in scaled.input if name != cast.output[0]), "")
         scales = _scales(makers, product, makers.get(other))
-        if scales is not None:
-            yield _Chain(product, cast, scaled, scales)
+        if scales is None:
+            continue
+        added = only_reader(scaled, "Add") if product.op_type == "ConvInteger" else None
+        other = "" if added is None else next((name for name in added.input if name != scaled.output[0]), "")
+        bias = _bias(makers.get(other), vectors)
+        if added is not None and bias:
+            yield _Chain(product, (cast, scaled, added), scales, bias)
+        else:
+            yield _Chain(product, (cast, scaled), scales)
+
+
+def _bias(maker: onnx.NodeProto | None, vectors: set[str]) -> str:
+    """The bias of a convolution, where that was reshaped to be added; else nothing."""
+    reshaped = maker is not None and maker.op_type == "Reshape" and maker.input[0] in vectors
+    return str(maker.input[0]) if maker is not None and reshaped else ""
 
 
 def _scales(
@@ -102,7 +121,7 @@ def _scales(
 
 def _real(chain: _Chain, ranks: dict[str, int]) -> Iterator[onnx.NodeProto]:
     """Both operands dequantised, and their product, under the name that the chain ended with."""
-    product, end = chain.product, chain.scaled.output[0]
+    product, end = chain.product, chain.end
     op, axis = _PRODUCTS[product.op_type]
     zeros = [*product.input[2:4], "", ""][:2]
     axes = (1, axis % ranks.get(product.input[1], 1) if axis < 0 else axis)
@@ -110,7 +129,8 @@ def _real(chain: _Chain, ranks: dict[str, int]) -> Iterator[onnx.NodeProto]:
         yield helper.make_node(
             "DequantizeLinear", [name for name in (operand, scale, zero) if name], [f"{end}__{mark}"], axis=along
         )
-    real = helper.make_node(op, [f"{end}__a", f"{end}__b"], [end], name=product.name.removesuffix("_quant"))
+    operands = [f"{end}__a", f"{end}__b", *([chain.bias] if chain.bias else [])]
+    real = helper.make_node(op, operands, [end], name=product.name.removesuffix("_quant"))
     real.attribute.extend(product.attribute)
     real.metadata_props.extend(product.metadata_props)
     yield real

@@ -26,7 +26,8 @@ class Region:
     """A stretch on both sides, by name and number.
 
     `nodes` are named by their first outputs. `feeds` are the tensors that they start from, each with the reference
-    value that it should hold (None: whatever the graph computes there). `sites` compute `value` from `inputs`.
+    value that it should hold (None: whatever the graph computes there). `sites` compute `value` from `inputs`. What is
+    off by no more than rounding to `format` is right there.
     """
 
     tensor: str
@@ -35,6 +36,7 @@ class Region:
     nodes: tuple[str, ...]
     sites: tuple[int, ...]
     inputs: tuple[int, ...]
+    format: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -311,6 +311,18 @@ def with_turned_output(model: onnx.ModelProto, axes: Sequence[int]) -> onnx.Mode
     return _behind(model, lambda _, name, outer: helper.make_node("Transpose", [name], [outer], perm=list(axes)))
 
 
+def with_cast_input(model: onnx.ModelProto, name: str, kind: Any) -> onnx.ModelProto:
+    """The model reading an input of another type outside as the numpy type that it computes in."""
+    to = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    return _before(model, name, lambda _, inner: helper.make_node("Cast", [name], [inner], to=to))
+
+
+def with_cast_output(model: onnx.ModelProto, kind: Any) -> onnx.ModelProto:
+    """The model giving its output in another numpy type."""
+    to = helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+    return _behind(model, lambda _, name, outer: helper.make_node("Cast", [name], [outer], to=to))
+
+
 def _before(
     model: onnx.ModelProto, name: str, make: Callable[[onnx.GraphProto, str], onnx.NodeProto]
 ) -> onnx.ModelProto:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.weights import parameters_of_sites
+from layerdiff.formats import ALLOWED, SPARED, format_of, relative
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -24,23 +25,10 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-# Relative L2 error that a layer may introduce: some units in the last place for floats; for eight bits what per-tensor
-# quantisation of a well-calibrated layer shows (a signal-to-noise ratio of 12 dB is the worst that is still usual).
-ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "float8": 0.25, "int8": 0.25}
-# Below its smallest normal number a format has a fixed spacing: a factor of 1e-6 keeps one digit in half precision.
-SPARED = {"float16": 16 * 2.0**-24}
 SATURATED_SHARE = 1e-3
 SATURATED_STEPS = 2.0
 SATURATED_RANGE = 5e-3
 CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
-_INTEGER_OPS = frozenset(
-    {
-        "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger", "QLinearConv",
-        "QLinearMatMul", "QGemm", "QLinearAdd", "QLinearMul", "QLinearConcat", "QLinearGlobalAveragePool",
-        "QLinearAveragePool", "QLinearSigmoid", "QLinearLeakyRelu", "QLinearSoftmax", "DynamicQuantizeMatMul",
-        "MatMulNBits", "MatMulIntegerToFloat",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +52,7 @@ def explained(
     nodes, _ = graph.region(tensor, stop)
     if wrong and any(name in wrong for index in nodes for name in graph.nodes[index].inputs):
         return None
-    found = format_of(alignment, nodes)
+    found = format_of(alignment.candidate, nodes)
     for meant in (value, *(clipped(alignment, value) if found == "int8" else ())):
         if found is None:
             break
@@ -110,38 +98,13 @@ def _layers(alignment: Alignment, values: Iterable[int]) -> set[str]:
     return {alignment.reference.layer_of(site) for site in makers if site is not None}
 
 
-def format_of(alignment: Alignment, nodes: Iterable[int]) -> str | None:
-    """The coarsest number format that some nodes compute or store in, when it is coarser than float32."""
-    graph, tapped = alignment.candidate.graph, alignment.candidate.tapped
-    constants = alignment.candidate.constants
-    found: set[str] = set()
-    for index in nodes:
-        node = graph.nodes[index]
-        if node.op in _INTEGER_OPS or "quantized" in node.op:
-            return "int8"
-        for name in (*node.inputs, *node.outputs):
-            array = tapped.get(name, constants.get(name))
-            if array is not None:
-                found.add(alignment.candidate.formats.get(name, array.dtype.name))
-            found.add(graph.format_of(name))
-    return next((name for name in ("float8", "bfloat16", "float16") if name in found), None)
-
-
 def relative_error(alignment: Alignment, tensor: str, value: int, *, spared: float = 0.0) -> float | None:
     """What a tensor introduces, as relative L2; None where it is not finite wherever the expected value is.
 
     So much of each element's absolute error is left out as `spared` says.
     """
     expected, actual = alignment.reference.values[value].array, alignment.isolated.get(tensor)
-    if expected is None or actual is None or expected.size != actual.size or expected.dtype.kind != "f":
-        return None
-    e, a = expected.reshape(-1).astype(np.float64), actual.reshape(-1).astype(np.float64)
-    if not np.array_equal(np.isfinite(e), np.isfinite(a)):
-        return None
-    finite = np.isfinite(e)
-    size = float(np.linalg.norm(e[finite]))
-    error = np.maximum(np.abs(a[finite] - e[finite]) - spared, 0.0)
-    return float(np.linalg.norm(error)) / size if size > 0 else 0.0
+    return None if expected is None or actual is None else relative(expected, actual, spared)
 
 
 def _saturates(alignment: Alignment, node: Node, tensor: str, value: int) -> bool:

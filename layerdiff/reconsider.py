@@ -13,7 +13,7 @@ from layerdiff.audit import audit
 from layerdiff.heal import injection_at
 from layerdiff.localise import find_origins
 from layerdiff.model import Evidence
-from layerdiff.weights import WeightVerdict
+from layerdiff.weights import Carried, WeightVerdict
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,9 @@ RESHAPES = frozenset({"Transpose", "Reshape", "Cast", "Identity"})
 
 MOST = 6
 """Origins of which each is doubted; every doubt costs a run of the graph."""
+
+ANOTHER = 0.1
+"""By such a share of its size no quantiser corrects a bias."""
 
 ROUNDS = 3
 """One wrong pair can hide another."""
@@ -59,10 +62,18 @@ def located(alignment: Alignment, outputs: OutputPairs) -> Located:
 
 
 def _misstored(alignment: Alignment) -> frozenset[str]:
-    """What is read of weights that are kept in integers, and are further from the model's than rounding takes them."""
+    """What is read of weights that are kept in integers, and are further from the model's than rounding takes them.
+
+    Of what stays in floats beside them, biases mostly, what is another number altogether.
+    """
     wrong = [r for r in audit(alignment) if r.verdict is WeightVerdict.DIFFERS and r.max_abs is not None]
     steps = {r.initializer: _step(alignment, r.initializer) for r in wrong if r.initializer and len(r.shape) > 1}
-    return frozenset(r.initializer for r in wrong if r.initializer and _exceeds(r.max_abs, steps.get(r.initializer)))
+    floats = {r.initializer for r in wrong if r.initializer and r.how is Carried.CHANGED and (r.rel_l2 or 0) > ANOTHER}
+    floats = {name for name in floats if _step(alignment, name) is None}
+    return (
+        frozenset(r.initializer for r in wrong if r.initializer and _exceeds(r.max_abs, steps.get(r.initializer)))
+        | floats
+    )
 
 
 def _exceeds(error: float | None, step: float | None) -> bool:

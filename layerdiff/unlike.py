@@ -31,10 +31,11 @@ class Unlike:
     max_abs is in the units of the values (infinite where only one is a number), and rel_l2 is ``|got - wanted| /
     |wanted|`` (infinite where all that is wanted is zero). `along` holds the largest difference at each index of the
     first axis, and of the second where there is one; `sizes` the largest magnitude that is wanted at each index of the
-    first that has a difference.
+    first that has a difference. A factor, or a shift, is one to a share of the largest number.
     """
 
-    def __init__(self, wanted: Array, got: Array) -> None:
+    def __init__(self, wanted: Array, got: Array, share: float = _MULTIPLE) -> None:
+        self._share = share
         count = len(wanted) if wanted.ndim else 1
         self._wanted, self._got = (array.reshape(count, wanted.size // max(1, count)) for array in (wanted, got))
         rows, self.sizes = np.zeros(count), np.zeros(count)
@@ -77,7 +78,7 @@ class Unlike:
 
     @cached_property
     def factor(self) -> float | None:
-        """The one number that `got` is `wanted` times, to some millionths; None where there is none."""
+        """The one number that `got` is `wanted` times, to a share of the largest; None where there is none."""
         if self._wanted[np.setdiff1d(np.arange(len(self._wanted)), self._rows)].any():
             return None
         factor = None
@@ -85,13 +86,13 @@ class Unlike:
             for _, w, g in self._differing():
                 own = float(np.vdot(w, w))
                 factor = float(np.vdot(w, g)) / own if factor is None and own > 0 else factor
-                if not np.abs(g - (factor or 0.0) * w).max() <= _MULTIPLE * np.abs(g).max():
+                if not np.abs(g - (factor or 0.0) * w).max() <= self._share * np.abs(g).max():
                     return None
         return factor
 
     @cached_property
     def shift(self) -> float | None:
-        """The one number that was added everywhere, to some millionths of the largest number; None where none was."""
+        """The one number that was added everywhere, to a share of the largest number; None where none was."""
         if self._wanted.size < 2 or len(self._rows) < len(self._wanted):
             return None
         low, high, size = np.inf, -np.inf, 0.0
@@ -100,7 +101,7 @@ class Unlike:
                 gap = g - w
                 low, high = min(low, float(gap.min())), max(high, float(gap.max()))
                 size = max(size, float(np.abs(g).max()), float(np.abs(w).max()))
-                if not high - low <= _MULTIPLE * size:
+                if not high - low <= self._share * size:
                     return None
         middle = (low + high) / 2
         return middle if abs(middle) > high - low else None

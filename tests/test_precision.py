@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
@@ -12,6 +14,7 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
 from layerdiff.weights import WeightVerdict
+from tests.conftest import run
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise, settle
@@ -183,3 +186,81 @@ def test_rounded_weights_of_square_matrices_are_the_models(trace, tmp_path):
     model = fill(nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 16)))
     report = trace(model, _static(export(model, (x,), Exporter.TORCHSCRIPT), tmp_path), x)
     assert [w for w in report.weights if len(w.shape) > 1 and w.verdict is not WeightVerdict.AGREES] == []
+
+
+class Encoder(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Linear(12, 24)
+        self.norm = nn.LayerNorm(24)
+        self.up = nn.ModuleList(nn.Linear(24, 48) for _ in range(3))
+        self.act = nn.ModuleList(nn.GELU() for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(48, 24) for _ in range(3))
+        self.head = nn.Linear(24, 6)
+
+    def forward(self, x):
+        x = self.norm(self.stem(x))
+        for up, act, down in zip(self.up, self.act, self.down, strict=True):
+            x = x + down(act(up(x)))
+        return self.head(x)
+
+
+def _halved(proto, folder):
+    return convert_float_to_float16(proto, keep_io_types=True)
+
+
+def _eight_bits(proto, folder):
+    onnx.save(proto, folder / "fp32.onnx")
+    quantize_dynamic(folder / "fp32.onnx", folder / "int8.onnx", per_channel=True)
+    return onnx.load(folder / "int8.onnx")
+
+
+def _another_bias(model):
+    model.up[1].bias.data[7] += 1.0
+
+
+def _weight_too_large(model):
+    model.down[1].weight.data.mul_(1.3)
+
+
+def _another_activation(model):
+    model.act[0] = nn.ReLU()
+
+
+@pytest.mark.parametrize("convert", [_halved, _eight_bits])
+@pytest.mark.parametrize(
+    ("fault", "layer", "says"),
+    [
+        (_another_bias, "up.1", "up.1.bias differs in channel 7 of 48"),
+        (_weight_too_large, "down.1", "1.3"),
+        (_another_activation, "act.0", "gelu became Relu"),
+        (lambda model: None, None, ""),
+    ],
+    ids=["bias", "weight", "activation", "healthy"],
+)
+def test_a_fault_in_a_file_of_a_narrow_format_is_told_from_its_rounding(trace, tmp_path, convert, fault, layer, says):
+    model, x = fill(Encoder()).eval(), noise("precision.encoder", 4, 5, 12)
+    bad = copy.deepcopy(model)
+    fault(bad)
+    proto = convert(export(bad, (x,), Exporter.TORCHSCRIPT), tmp_path)
+    report = trace(model, proto, x)
+    assert [d.layer for d in report.divergences] == ([layer] if layer else [])
+    assert len(report.diffuse.layers) > 2
+    if layer is None:
+        return
+    assert report.diagnoses[0].verified
+    assert says in report.diagnoses[0].summary
+    healthy = convert(export(model, (x,), Exporter.TORCHSCRIPT), tmp_path)
+    repaired = onnx.load(_repaired(report, tmp_path))
+    assert error(model, repaired, x) < 2 * error(model, healthy, x) < error(model, proto, x)
+
+
+def _repaired(report, folder):
+    report.repair(folder / "fixed.onnx")
+    return folder / "fixed.onnx"
+
+
+def error(model, proto, x):
+    (name,) = (port.name for port in proto.graph.input)
+    (output,) = run(proto, {name: x.numpy()}).values()
+    return float(np.abs(output - model(x).detach().numpy()).max())

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import quantize_dynamic
+from torch import nn
 
 from layerdiff.backends import OnnxRuntime, Optimisation
 from layerdiff.graph import Graph
 from layerdiff.unfuse import unfused
+from tests.conftest import run
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, Treatment, export, treat
+from tests.zoo.weights import fill, noise
 
 RNG = np.random.default_rng(0)
 
@@ -106,3 +111,53 @@ def test_layers_inside_fused_nodes_are_compared(trace):
     assert any(node.op_type == "FusedConv" for node in proto.graph.node)
     report = trace(sample.model, proto, sample.inputs)
     assert {r.status.value for r in report.layers if r.type == "BatchNorm2d"} == {"agrees"}
+
+
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_dynamically_quantised_products_compute_what_is_dequantised(tmp_path, per_channel):
+    model = fill(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, bias=False), nn.Flatten(1), nn.Linear(64, 5))
+    )
+    x = noise("unfuse.dynamic", 2, 3, 8, 8)
+    onnx.save(export(model, (x,), Exporter.TORCHSCRIPT), tmp_path / "fp32.onnx")
+    quantize_dynamic(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", per_channel=per_channel)
+    whole = onnx.load(tmp_path / "int8.onnx")
+    parts = unfused(whole)
+    assert {node.op_type for node in whole.graph.node} >= {"ConvInteger", "MatMulInteger"}
+    assert {node.op_type for node in parts.graph.node}.isdisjoint({"ConvInteger", "MatMulInteger"})
+    (name, output) = whole.graph.input[0].name, whole.graph.output[0].name
+    one, other = (run(proto, {name: x.numpy()})[output] for proto in (whole, parts))
+    np.testing.assert_allclose(one, other, atol=0.02 * np.abs(one).max())  # a sum may fall on the other side of a step
+    first = whole.graph.node[[n.op_type for n in whole.graph.node].index("ConvInteger")]
+    assert first.name.removesuffix("_quant") in {node.name for node in parts.graph.node}
+
+
+@pytest.mark.parametrize("op", ["DynamicQuantizeMatMul", "MatMulIntegerToFloat"])
+@pytest.mark.parametrize("biased", [False, True])
+def test_fused_integer_products_compute_what_is_dequantised(op, biased):
+    a, b = RNG.integers(0, 255, (3, 8)).astype(np.uint8), RNG.integers(-127, 127, (8, 5)).astype(np.int8)
+    a_scale, b_scale = np.float32(0.02), RNG.uniform(0.01, 0.03, 5).astype(np.float32)
+    a_zero, b_zero = np.uint8(120), np.zeros(5, np.int8)
+    arrays = {"b": b, "bs": b_scale, "bz": b_zero, "as": a_scale, "az": a_zero, "c": RNG.standard_normal(5)}
+    if op == "DynamicQuantizeMatMul":
+        inputs, kind, x = ["x", "b", "bs", "bz"], TensorProto.FLOAT, RNG.standard_normal((3, 8)).astype(np.float32)
+    else:
+        inputs, kind, x = ["x", "b", "as", "bs", "az", "bz"], TensorProto.UINT8, a
+    node = helper.make_node(op, [*inputs, *(["c"] if biased else [])], ["y"], "fused", domain="com.microsoft")
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("x", kind, [3, 8])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, 5])],
+        [
+            numpy_helper.from_array(np.asarray(array, np.float32) if name == "c" else array, name)
+            for name, array in ((n, np.asarray(v)) for n, v in arrays.items())
+            if name in node.input
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    parts = unfused(model)
+    assert op not in {part.op_type for part in parts.graph.node}
+    apart = OnnxRuntime().open(Graph(model).rewritten(["y"]), Optimisation.NONE).run({"x": x})["y"]
+    np.testing.assert_allclose(run(model, {"x": x})["y"], apart, rtol=1e-4, atol=1e-4)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.align import structure
 from layerdiff.align.sampled import comparable_kind
 from layerdiff.align.scores import Scores
 from layerdiff.align.stretches import best_pairs
+from layerdiff.formats import format_of, rounds_to
 from layerdiff.model import Evidence, Pair
 from layerdiff.operators import base_name, is_batch_norm, likeness, only_moves
 from layerdiff.store import Made
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     import numpy as np
 
@@ -167,7 +169,23 @@ class Proposer:
         forced = found.forced()
         confirmed: set[str] = set()
         for tensor, value in forced.items():
-            if found.holds_in(found.isolated, value, tensor):
-                _, start = self._graph.region(tensor, forced)
+            right = found.holds_in(found.isolated, value, tensor)
+            if not right and self._is_exact:
+                continue
+            nodes, start = self._graph.region(tensor, forced)
+            if right or self._rounded(tensor, value, nodes):
                 confirmed |= start.difference(self._tensor_families.members(tensor))
         return confirmed
+
+    @cached_property
+    def _is_exact(self) -> bool:
+        """Whether nothing in the graph is narrower than float32."""
+        return format_of(self._alignment.candidate, range(len(self._graph.nodes))) is None
+
+    def _rounded(self, tensor: str, value: int, nodes: Iterable[int]) -> bool:
+        """Whether a tensor is, from right inputs, as right as the format that it is computed in can have it."""
+        expected, actual = self._reference.values[value].array, self._alignment.isolated.get(tensor)
+        if expected is None or actual is None:
+            return False
+        kind = format_of(self._alignment.candidate, nodes)
+        return kind is not None and rounds_to(kind, expected, actual)

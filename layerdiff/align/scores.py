@@ -11,7 +11,7 @@ import numpy as np
 from layerdiff.align import structure
 from layerdiff.align.names import affinity
 from layerdiff.align.sampled import comparable_kind, sample
-from layerdiff.align.weights import Tie
+from layerdiff.align.weights import Tie, parameters_of_sites
 from layerdiff.operators import base_name, is_batch_norm, likeness
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ IMPOSSIBLE = -1.0
 # Weights scaled per channel say that something was folded in: the node gives the value behind the fold.
 _TIE_SCORES = {Tie.EXACT: 2.0, Tie.NEAR: 1.5}
 _FOLDED_SCORE = 2.5
+# What may leave a bias to an Add behind it.
+_PRODUCTS = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm"})
 # What exporters and optimisers fold into the weights before it, besides a BatchNorm.
 _FOLDABLE = frozenset({"mul", "div"})
 
@@ -89,6 +91,7 @@ class Scores:
         for i, value in enumerate(values):
             site = self._site(value)
             nodes = {n for s in (site, *self._folded_into(site)) for n in self._tied_nodes.get(s.index, ())}
+            nodes |= {add for n in nodes if (add := self._bias_behind(n, site)) is not None}
             found += [(i, j) for n in sorted(nodes) for j in columns.get(n, ())]
         return found
 
@@ -96,8 +99,12 @@ class Scores:
         """The score of the weights that tie the tensor's node to the value's site, or to a site folded into it."""
         site, node, tied = self._site(value), self._node(tensor), self._alignment.tied
         own = tied.get((node.index, site.index), {})
+        product = self._before_bias.get(node.index)
+        if not own and product is not None and self._bias_behind(product, site) is not None:
+            own = tied.get((product, site.index), {})  # the bias may be the very thing that is wrong
         score = 0.0
-        ends = not (self._goes_on(node.index, site) or self._is_added_to(node, site))
+        added = self._is_added_to(node, site) or self._bias_behind(node.index, site) is not None
+        ends = not (self._goes_on(node.index, site) or added)
         if own and ends and Tie.SCALED not in own.values():
             # The last parameter to enter decides between MatMul and the Add of its bias.
             score = max(_TIE_SCORES[tie] for tie in own.values()) + 0.5 * any(name.endswith("bias") for name in own)
@@ -137,6 +144,39 @@ class Scores:
         """Whether another node with weights of the same site reads what the node gives, as the Add of its bias does."""
         readers = {n for name in node.outputs for n, _ in self._graph.consumers.get(name, ())}
         return not readers.isdisjoint(self._tied_nodes.get(site.index, ()))
+
+    @cached_property
+    def _before_bias(self) -> dict[int, int]:
+        """For each Add of a constant vector to the product of a node with a layer's weight: that node."""
+        constants, found = self._alignment.candidate.constants, {}
+        for index in self._tied_sites:
+            node = self._graph.nodes[index]
+            readers = self._graph.consumers.get(node.outputs[0], ())
+            if len(readers) != 1 or self._graph.nodes[readers[0][0]].op != "Add":
+                continue
+            add, slot = self._graph.nodes[readers[0][0]], readers[0][1]
+            other = add.inputs[1 - slot] if slot in (0, 1) else ""
+            if other in constants and constants[other].size > 1 and node.op in _PRODUCTS:
+                found[add.index] = index
+        return found
+
+    def _bias_behind(self, node: int, site: Site) -> int | None:
+        """The Add of a vector as long as the bias of the site to what a node makes of the site's weight."""
+        add = self._adds.get(node)
+        if add is None or not self._alignment.tied.get((node, site.index)):
+            return None
+        constants = self._alignment.candidate.constants
+        sizes = {constants[name].size for name in self._graph.nodes[add].inputs if name in constants}
+        parameters = (self._reference.parameters[name] for name in self._parameters.get(site.index, ()))
+        return add if any(array.ndim == 1 and array.size in sizes for array in parameters) else None
+
+    @cached_property
+    def _adds(self) -> dict[int, int]:
+        return {product: add for add, product in self._before_bias.items()}
+
+    @cached_property
+    def _parameters(self) -> dict[int, tuple[str, ...]]:
+        return parameters_of_sites(self._reference)
 
     def _site(self, value: int) -> Site:
         site = self._reference.producer(value)

@@ -28,6 +28,8 @@ _CHANNELS, _OF_EACH = 64, 256
 # Numbers that are looked at in one go.
 _AT_ONCE = 1 << 20
 _EQUAL = 1e-6
+# By so many times the worst residual of a channel rounding shifts what looks like the factor of a channel.
+_ROUNDED = 3.0
 # Vectors that are shorter vary alike by accident.
 _TELLING = 8
 
@@ -241,9 +243,15 @@ def _resemblances(p: Array, a: Array) -> list[Tie | None]:
         return [Tie.NEAR if each else None for each in near]
     scaled = np.median(_channel_cosines(p, a), axis=1) > 0.9999
     return [
-        Tie.SCALED if parallel else _near_or_scaled(one, a) if alike else None
+        _scaled_or_rounded(one, a) if parallel else _near_or_scaled(one, a) if alike else None
         for one, parallel, alike in zip(p, scaled, _cosines(p, a) > 0.8, strict=True)
     ]
+
+
+def _scaled_or_rounded(p: Array, a: Array) -> Tie:
+    """Whether channels that are parallel to those of a parameter are multiples of them, or the same, less precisely."""
+    factors, residual = channel_factors(p, a)
+    return Tie.NEAR if np.median(np.abs(factors - 1)) <= _ROUNDED * residual else Tie.SCALED
 
 
 def _near_or_scaled(p: Array, a: Array) -> Tie:

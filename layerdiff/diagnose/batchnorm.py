@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 HEAVY = frozenset({"convolution", "addmm", "mm"})
 # A fold rounds the weight once and stores it in single precision.
 _EQUAL = 2e-5
+# Of a weight that is kept in half precision.
+_HALF = 2.0**-10
 # What eight bits, or four, round a channel's weights by at most.
 _ROUNDED = 0.1
 UNSETTLED = "Its BatchNorm was folded with running statistics or an affine that are not the model's."
@@ -70,7 +72,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         return
     for node, weight, bias, changes in _folded_nodes(stretch, found):
         factor, residual = channel_factors(found.weight, weight)
-        if residual > _EQUAL:
+        if residual > (_HALF if stretch.format else _EQUAL):
             if _in_integers(stretch, node) and residual <= _ROUNDED:
                 continue
             yield _wrong_weight(stretch, heavy, (found.weight, weight / _columns(factor, weight)), changes)

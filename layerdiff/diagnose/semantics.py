@@ -249,6 +249,9 @@ def changes_for(stretch: Stretch, difference: Difference) -> Patch:
         return (Rewire(place.node, place.slot, min(difference.wanted)),)
     if isinstance(difference.wanted, np.ndarray):
         right = difference.wanted.T if place.transposed else difference.wanted
+        got = difference.got
+        if isinstance(got, np.ndarray) and got.dtype.kind == right.dtype.kind == "f":
+            right = right.astype(got.dtype)  # a file in half precision keeps it so
         return (SetConstant(place.node, place.slot, _as_shaped(right, difference.got)),)
     if difference.wanted and stretch.comparison is not None:
         value = stretch.comparison.fresh.inputs.get(difference.wanted)

@@ -16,6 +16,7 @@ from layerdiff.align.weights import parameters_of_sites
 from layerdiff.diagnose.difference import differences
 from layerdiff.diagnose.parts import MOVING, Beside, Part
 from layerdiff.errors import BackendError, PatchError
+from layerdiff.formats import rounds_to
 from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
 from layerdiff.lowering import Exporter, lowered
@@ -24,6 +25,8 @@ from layerdiff.operators import is_reshaping
 from layerdiff.patch import (
     Splice,
     patched,
+    with_cast_input,
+    with_cast_output,
     with_reshaped_input,
     with_reshaped_output,
     with_turned_input,
@@ -247,8 +250,11 @@ class Stretch:
             tensor = self.holder(value)
             if tensor is None:
                 return None
-            if candidate.tapped[tensor].shape != values[value].shape:
+            outside, inside = candidate.tapped[tensor], values[value].array
+            if outside.shape != values[value].shape:
                 model = with_reshaped_input(model, name, values[value].shape)
+            if inside is not None and outside.dtype != inside.dtype:
+                model = with_cast_input(model, name, inside.dtype)
             if tensor in candidate.layout:
                 model = with_turned_input(model, name, candidate.layout[tensor])
             inputs.append((name, tensor))
@@ -258,6 +264,8 @@ class Stretch:
             model, wanted = with_turned_output(model, slot.axes), tuple(wanted[axis] for axis in slot.axes)
         if self.actual is not None and self.actual.shape != wanted and self.actual.size == int(np.prod(wanted)):
             model = with_reshaped_output(model, self.actual.shape)
+        if self.actual is not None and self.expected is not None and self.actual.dtype != self.expected.dtype:
+            model = with_cast_output(model, self.actual.dtype)
         if slot.tensor in candidate.layout:
             model = with_turned_output(model, inverse(candidate.layout[slot.tensor]))
         graph = candidate.graph
@@ -330,8 +338,24 @@ class Stretch:
         return self.off_by(self.outcome(patch))
 
     def is_right(self, outcome: Array | None) -> bool:
-        """Whether what came out is the right value, to the noise floor."""
-        return self.part is not None and self.alignment.holds(self.part.value, outcome)
+        """Whether what came out is the right value: to the noise floor, or to the format that the nodes compute in."""
+        if self.part is None:
+            return False
+        return self.alignment.holds(self.part.value, outcome) or self._rounds_to(self.format, outcome)
+
+    def _rounds_to(self, kind: str | None, outcome: Array | None) -> bool:
+        expected = self.expected_wrong
+        return kind is not None and expected is not None and outcome is not None and rounds_to(kind, expected, outcome)
+
+    @cached_property
+    def format(self) -> str | None:
+        """The half precision that the nodes compute in, where the error is more than that explains; else None.
+
+        Where it explains the error, the format itself is the cause, and only float32 is right.
+        """
+        if not self.narrow:
+            return None
+        return None if self._rounds_to("float16", self.outcome(())) else "float16"
 
     def off_by(self, actual: Array | None) -> float:
         """The largest error of what came out; infinite where nothing did."""

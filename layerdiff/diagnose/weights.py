@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # So many numbers are on a grid of eight bits at most.
 _GRID = 256
+# What rounding to half precision changes at most; below the smallest normal number its steps are fixed.
+_HALF_UNIT, _SMALLEST_HALF = 2.0**-11, 2.0**-25
 # Half a step, and what two roundings of it come to.
 _HALF = 0.51
 # Where more numbers than these are the model's own, the others were changed one by one, and not rounded.
@@ -42,6 +44,10 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         wanted, got = difference.wanted, difference.got
         if difference.op in RECURRENT:
             wanted, got = _wrong_part(stretch, wanted, got)
+        if stretch.format is not None:
+            got = _unrounded(wanted, got)
+        if np.array_equal(wanted, got):
+            continue
         name = parameter_behind(stretch, wanted)
         patch = changes_for(stretch, difference)
         if name is None or not patch:
@@ -59,6 +65,14 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         evidence = {"parameter": name, **evidence}
         remedy = "export again from the model that is meant to ship"
         yield Hypothesis(cause, text, evidence, patch, remedy, reader_of(stretch, name))
+
+
+def _unrounded(wanted: Array, got: Any) -> Any:
+    """What the file holds, and the right number wherever that is it in half precision, in which all is kept there."""
+    if not isinstance(got, np.ndarray) or got.size != wanted.size or wanted.dtype.kind != "f":
+        return got
+    shaped = got.reshape(wanted.shape).astype(wanted.dtype)
+    return np.where(np.abs(shaped - wanted) <= _HALF_UNIT * np.abs(wanted) + _SMALLEST_HALF, wanted, shaped)
 
 
 def _wrong_part(stretch: Stretch, wanted: Array, got: Any) -> tuple[Array, Any]:
@@ -151,7 +165,7 @@ def _tables(stretch: Stretch, value: int) -> list[str]:
 
 def in_what_way(stretch: Stretch, name: str, wanted: Array, got: Array) -> tuple[str, dict[str, Any]]:
     """A sentence and numbers on how the file's weight differs from the right one (of the same size)."""
-    found = Unlike(wanted, got)
+    found = Unlike(wanted, got) if stretch.format is None else Unlike(wanted, got, 2 * _HALF_UNIT)
     evidence: dict[str, Any] = {"max_abs": found.max_abs, "rel_l2": found.rel_l2}
     other = _another_parameter(stretch, name, got)
     if other is not None:

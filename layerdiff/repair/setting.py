@@ -10,6 +10,7 @@ import numpy as np
 
 from layerdiff.align.values import same_numbers
 from layerdiff.errors import BackendError, LayerdiffError, PatchError
+from layerdiff.formats import rounds_to
 from layerdiff.measure import limits_for
 from layerdiff.patch import patched, within
 
@@ -79,6 +80,8 @@ class Setting:
             return False
         if actual.shape not in (known.shape, self.candidate.named([region.tensor])[region.tensor].shape):
             return False
+        if region.format is not None and rounds_to(region.format, known, actual):
+            return True
         return same_numbers(known, actual, self.limits[region.value])
 
     def agrees(self, source: Source) -> bool:
