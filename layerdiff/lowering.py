@@ -402,10 +402,13 @@ def _export(module: nn.Module, args: tuple[torch.Tensor, ...], exporter: Exporte
         return onnx.load_from_string(buffer.getvalue())
 
 
+_TALKATIVE = ("torch.onnx", "onnxscript", "torch.export", "torch._dynamo", "torch._subclasses.fake_tensor")
+
+
 @contextmanager
 def _silent() -> Iterator[None]:
     """Exporters print, warn and log at length; their failures are answers here."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "torch.export")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.CRITICAL)

@@ -673,3 +673,28 @@ def test_masks_that_leave_all_in_are_cut_short() -> None:
     assert found.args[1].equal(ids)
     assert found.args[2].equal(torch.ones(2, 4))
     assert cut_short(Sample((ids, torch.ones(2, 4)))) is None
+
+
+class Quantiser(nn.Module):
+    """Gives the nearest entry of a codebook, and its number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.codes, self.out = nn.Linear(8, 8), nn.Embedding(16, 8), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, codes = self.into(x), self.codes.weight
+        nearest = (z.pow(2).sum(-1, keepdim=True) - 2 * z @ codes.T + codes.pow(2).sum(-1)).argmin(-1)
+        return self.out(self.codes(nearest)), nearest
+
+
+def test_a_file_is_not_written_whose_right_outputs_would_be_wrong(trace: Trace, tmp_path: Path) -> None:
+    model, x = fill(Quantiser()).eval(), noise("repair.codes", 2, 5, 8)
+    bad = deepcopy(model)
+    bad.codes.weight.data = model.codes.weight.data.flip(0).clone()  # the same entries, under other numbers
+    report = trace(model, export(bad, (x,), Exporter.TORCHSCRIPT), x)
+    assert [output.agrees for output in report.outputs] == [True, False]
+    target = tmp_path / "fixed.onnx"
+    with pytest.raises(RepairError, match="outputs that are right would no longer be"):
+        report.repair(target)
+    assert not target.exists()

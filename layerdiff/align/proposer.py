@@ -134,6 +134,7 @@ class Proposer:
             and pair.tensor not in confirmed
             and not found.resembles(value, pair.tensor)
             and not self._kept_by_weights(pair)
+            and not self._in_place(pair)
         }
         refuted = {v: p for v, p in refuted.items() if v not in self._held} or refuted
         self._refuted |= {(value, pair.tensor) for value, pair in refuted.items()}
@@ -162,6 +163,33 @@ class Proposer:
         site, node = self._reference.producer(pair.value), self._graph.nodes[self._graph.producer[pair.tensor]]
         of_its_kind = site is not None and likeness(site.op, node.op) > 0
         return pair.evidence is Evidence.WEIGHTS and same_shape and of_its_kind
+
+    def _in_place(self, pair: Pair) -> bool:
+        """Whether a node of the layer's kind reads what the layer reads, and is read by what stands for its readers.
+
+        Two layers in a row that are both wrong confirm nothing of each other: a block that holds another's weights.
+        """
+        found, graph = self._alignment, self._graph
+        site, node = self._reference.producer(pair.value), graph.nodes[graph.producer[pair.tensor]]
+        if site is None or likeness(site.op, node.op) < 1:
+            return False
+        if found.candidate.tapped[pair.tensor].shape != self._reference.values[pair.value].shape:
+            return False
+        given = [v for v in site.inputs if not self._reference.values[v].constant]
+        read = {self._tensor_families.root(name) for name in node.reads if name not in graph.constant}
+        holding = [{self._tensor_families.root(name) for name in found.tensors_of(value)} for value in given]
+        if len(read) != len(given) or not all(read & names for names in holding):
+            return False
+        return self._read_alike(pair)
+
+    def _read_alike(self, pair: Pair) -> bool:
+        """Whether each layer that reads a value has its pair among what nodes make of the tensor."""
+        members = set(self._value_families.members(pair.value))
+        readers = [s for s in self._reference.sites if members.intersection(s.inputs) and not members & set(s.outputs)]
+        names = self._tensor_families.members(pair.tensor)
+        nodes = {n for name in names for n, _ in self._graph.consumers.get(name, ())}
+        made = {name for n in nodes for name in self._graph.nodes[n].outputs}
+        return bool(readers) and all(self._alignment.tensors_of(s.outputs[0]) & made for s in readers)
 
     def _confirmed_from_below(self) -> set[str]:
         """The forced tensors from which something else comes out right."""

@@ -64,6 +64,8 @@ def _named(stretch: Stretch, differences: list[Difference]) -> _Named:
         )
     if (cause := too_narrow(stretch)) is not None:
         return _Named(cause, f"A value inside {ops} does not fit into half precision.")
+    if _in_another_order(stretch):
+        return _Named("order", f"{ops} reads what it should, in another order.")
     if (cause := _by_type_or_layout(stretch)) is not None:
         return _Named(cause, f"{ops} {_TYPE_OR_LAYOUT[cause]}")
     found = _by_differences(stretch, differences, ops)
@@ -154,6 +156,19 @@ def _by_type_or_layout(stretch: Stretch) -> str | None:
         return "dtype"
     moving = [d for d in every if d.op in MOVING | {"Cast"}]
     return "layout" if len(casts) < len(every) == len(moving) else None
+
+
+def _in_another_order(stretch: Stretch) -> bool:
+    """Whether one joining of tensors has its operands in another order."""
+    joining = [site for site in stretch.sites if base_name(site.op) in ("cat", "stack", "Concat")]
+    nodes = [node for node in stretch.nodes if node.op == "Concat"]
+    if len(joining) != 1 or len(nodes) != 1:
+        return False
+    found = stretch.alignment
+    holding = {v: {found.tensor_families.root(t) for t in found.tensors_of(v)} for v in joining[0].inputs}
+    read = [found.tensor_families.root(name) for name in nodes[0].inputs]
+    given = [next((v for v, tensors in holding.items() if name in tensors), None) for name in read]
+    return given != list(joining[0].inputs) and sorted(map(str, given)) == sorted(map(str, joining[0].inputs))
 
 
 def _moved_operand(stretch: Stretch) -> _Named | None:

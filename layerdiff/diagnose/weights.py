@@ -125,13 +125,17 @@ def parameter_behind(stretch: Stretch, wanted: Array) -> str | None:
 
 
 def _other_rows(stretch: Stretch, name: str, difference: Difference) -> bool:
-    """Whether a folded look-up holds rows of the right table, only others than the model's."""
+    """Whether a folded look-up holds rows of the right table, only others than the model's.
+
+    Attention biases are looked up, and their axes permuted: the rows can lie along any axis.
+    """
     table, got = stretch.alignment.reference.parameters[name], difference.got
     if not isinstance(got, np.ndarray) or table.ndim != 2 or got.size == table.size or got.size % table.shape[1]:
         return False
-    rows = {row.tobytes() for row in np.ascontiguousarray(table)}
-    found = np.ascontiguousarray(got.reshape(-1, table.shape[1]).astype(table.dtype))
-    return all(row.tobytes() in rows for row in found)
+    rows, width = {row.tobytes() for row in np.ascontiguousarray(table)}, table.shape[1]
+    views = [got, *(np.moveaxis(got, axis, -1) for axis, length in enumerate(got.shape[:-1]) if length == width)]
+    found = (np.ascontiguousarray(view.reshape(-1, width).astype(table.dtype)) for view in views)
+    return any(all(row.tobytes() in rows for row in some) for some in found)
 
 
 def _folded_table(stretch: Stretch, wanted: Array) -> str | None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _NONE = "nothing was written: no cause could be corrected in the file"
 _WORSE = "nothing was written: with all that could be corrected the outputs are no nearer to the model's"
+_BROKEN = "nothing was written: outputs that are right would no longer be"
 NOTE = "layerdiff.repaired"  # the key under which a corrected file says what was corrected
 
 
@@ -48,6 +49,8 @@ def repair(report: Any, path: str | os.PathLike[str]) -> Any:
             before, after = _error(report), _error(again)
             if not again.network_agrees and after >= before:
                 raise RepairError(_lines(f"{_WORSE} (max-abs {before:.2g} → {after:.2g})", left))
+            if broken := _broken(report, again):
+                raise RepairError(_lines(f"{_BROKEN}: {', '.join(broken)}", left))
             draft.publish()
         diagnoses = tuple(case.diagnosis for case, _ in kept)
         checked = tuple(setting.name for setting in (given.own, *given.others))
@@ -130,6 +133,12 @@ def _error(report: Any) -> float:
     """The largest error of an output, as the file ships; infinite where one side is not finite, or shapes differ."""
     found = [output.shipped for output in report.outputs]
     return max((np.inf if m is None or m.nonfinite_mismatches else m.max_abs for m in found), default=0.0)
+
+
+def _broken(before: Any, after: Any) -> list[str]:
+    """The outputs that agreed, and do not any more."""
+    pairs = zip(before.outputs, after.outputs, strict=False)
+    return [old.name for old, new in pairs if old.agrees and not new.agrees]
 
 
 def _unchecked(model: onnx.ModelProto, given: Settings) -> tuple[str, ...]:
