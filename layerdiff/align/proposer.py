@@ -9,6 +9,7 @@ from layerdiff.align import structure
 from layerdiff.align.sampled import comparable_kind
 from layerdiff.align.scores import Scores
 from layerdiff.align.stretches import best_pairs
+from layerdiff.align.weights import constants_read
 from layerdiff.formats import format_of, rounds_to
 from layerdiff.model import Evidence, Pair
 from layerdiff.operators import base_name, is_batch_norm, likeness, only_moves
@@ -170,9 +171,13 @@ class Proposer:
         Two layers in a row that are both wrong confirm nothing of each other: a block that holds another's weights.
         """
         found, graph = self._alignment, self._graph
+        constants = found.candidate.constants
         site, node = self._reference.producer(pair.value), graph.nodes[graph.producer[pair.tensor]]
         if site is None or likeness(site.op, node.op) < 1:
             return False
+        sizes = {array.size for array in constants_read(self._reference, site) if array.size > 1}
+        if not sizes & {constants[name].size for name in node.inputs if name in constants}:
+            return False  # without weights of its own it may as well be another step
         if found.candidate.tapped[pair.tensor].shape != self._reference.values[pair.value].shape:
             return False
         given = [v for v in site.inputs if not self._reference.values[v].constant]

@@ -36,10 +36,18 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     ops = list(dict.fromkeys(node.op for node in stretch.nodes))
     cause = _cause(stretch, set(ops))
     verbs = ("stands", "changes") if len(ops) == 1 else ("stand", "change")
-    behind = stretch.divergence.layer or "the input"
+    behind = _given(stretch) or stretch.divergence.layer or "the input"
     text = f"{', '.join(ops)} {verbs[0]} behind {behind} and {verbs[1]} what it passes on."
     evidence = {"nodes": [n.name for n in stretch.nodes], "operators": ops}
     yield Hypothesis(cause, text, evidence, _bypassed(stretch), decided=_passes_on_what_is_right(stretch))
+
+
+def _given(stretch: Stretch) -> str | None:
+    """The model's input that the nodes change, by name, where it is one."""
+    found = stretch.alignment
+    inputs = {found.root(value): name for name, value in found.reference.inputs.items()}
+    name = inputs.get(found.root(stretch.value))
+    return None if name is None else f"the input {name}"
 
 
 def _behind_the_value(stretch: Stretch) -> Iterator[Hypothesis]:

@@ -284,20 +284,35 @@ def text_of(difference: Difference) -> str:
         return f"{op} is in the file and not in the model."
     if difference.what is What.MISSING:
         return f"{op} is missing from the file."
+    if (masked := _masked_apart(difference)) is not None:
+        return f"Operand {difference.slot} of {op} masks other positions than the model: {masked}."
     if isinstance(got, str) and got == wanted:
         return f"Operand {difference.slot} of {op} is not the model's: {_first_apart(difference)}."
     return f"Operand {difference.slot} of {op} is {got}; the model's is {wanted}."
 
 
+def _masked_apart(difference: Difference) -> str | None:
+    """How many positions one of two masks takes out and the other does not; None for what are no masks."""
+    masks = [side for side in (difference.wanted, difference.got) if isinstance(side, np.ndarray) and mask_values(side)]
+    if len(masks) != 2 or masks[0].size != masks[1].size:
+        return None
+    wanted, got = (mask.reshape(-1) < 0 for mask in masks)
+    lost, added = int(np.sum(wanted & ~got)), int(np.sum(got & ~wanted))
+    parts = [f"{lost} fewer"] * bool(lost) + [f"{added} more"] * bool(added)
+    return f"{' and '.join(parts)} of {wanted.size}" if parts else None
+
+
 def _first_apart(difference: Difference) -> str:
-    """Where two arrays that look alike by shape and range differ."""
+    """How many numbers of two arrays that look alike by shape and range differ, and those that do most."""
     wanted, got = (np.asarray(side).reshape(-1) for side in (difference.wanted, difference.got))
     wrong = np.flatnonzero(wanted != got) if wanted.size == got.size else np.zeros(0, int)
     if not wrong.size:
         return str(shown(difference.got))
-    first = int(wrong[0])
-    place = [int(i) for i in np.unravel_index(first, np.shape(difference.wanted))]
-    return f"{wrong.size} of {wanted.size} values differ; at {place} it is {got[first]:.6g}, not {wanted[first]:.6g}"
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(wanted[wrong].astype(np.float64) - got[wrong].astype(np.float64))
+    worst = int(wrong[int(np.argmax(np.nan_to_num(gaps, nan=np.inf)))])
+    place = [int(i) for i in np.unravel_index(worst, np.shape(difference.wanted))]
+    return f"{wrong.size} of {wanted.size} values differ, most at {place}: {got[worst]:.6g}, not {wanted[worst]:.6g}"
 
 
 def shown(value: Any) -> Any:
