@@ -14,16 +14,20 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from layerdiff.fused_attention import attention_parts, whole_attention
 from layerdiff.integer_products import without_integer_products
+from layerdiff.packed_weights import packed, unpacked_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     _Parts = Iterator[onnx.NodeProto | onnx.TensorProto]
 
 _DOMAIN = "com.microsoft"
 # Quantised operators need 13, where scales may be per axis.
-_NEEDED_OPSET = {"SkipLayerNormalization": 17, "DynamicQuantizeMatMul": 13, "MatMulIntegerToFloat": 13}
+_NEEDED_OPSET = {"SkipLayerNormalization": 17} | dict.fromkeys(
+    ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "Attention"), 13
+)
 
 
 def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -34,8 +38,9 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     del result.graph.node[:]
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        for part in _PARTS[node.op_type](node) if _taken_apart(node, model) else (node,):
+        for part in _parts(node, weights, model) if _taken_apart(node, model) else (node,):
             if isinstance(part, onnx.TensorProto):
                 result.graph.initializer.append(part)
             else:
@@ -45,10 +50,24 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _taken_apart(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     standard = node.op_type in ("QLinearConv", "QLinearMatMul")
-    if node.op_type not in _PARTS or node.domain not in ((_DOMAIN, "", "ai.onnx") if standard else (_DOMAIN,)):
+    if node.domain not in ((_DOMAIN, "", "ai.onnx") if standard else (_DOMAIN,)):
+        return False
+    if node.op_type == "Attention":
+        if not whole_attention(node, model):
+            return False
+    elif node.op_type == "MatMulNBits":
+        if not packed(node, model):
+            return False
+    elif node.op_type not in _PARTS:
         return False
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
     return opset >= _NEEDED_OPSET.get(node.op_type, 13 if node.op_type.startswith("Q") else 11)
+
+
+def _parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], model: onnx.ModelProto) -> _Parts:
+    if node.op_type == "Attention":
+        return attention_parts(node, weights, model)
+    return unpacked_parts(node, weights) if node.op_type == "MatMulNBits" else _PARTS[node.op_type](node)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -120,12 +139,12 @@ def _skip_simplified_norm_parts(node: onnx.NodeProto) -> _Parts:
 
 
 def _skip_parts(node: onnx.NodeProto, bias: str) -> _Parts:
-    """The sum before a norm."""
-    total = _sum_output(node)
-    first = f"{node.output[0]}__skip" if bias else total
-    yield _part(node, "Add", [node.input[0], node.input[1]], first)
+    """The sum before a norm; a bias belongs to the product that is the first operand."""
+    total, first = _sum_output(node), str(node.input[0])
     if bias:
-        yield _part(node, "Add", [first, bias], total)
+        first = f"{node.output[0]}__biased"
+        yield _part(node, "Add", [node.input[0], bias], first)
+    yield _part(node, "Add", [first, node.input[1]], total)
 
 
 def _sum_output(node: onnx.NodeProto) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
@@ -215,6 +216,12 @@ def _eight_bits(proto, folder):
     return onnx.load(folder / "int8.onnx")
 
 
+def _four_bits(proto, folder):
+    quantiser = MatMulNBitsQuantizer(proto, block_size=16, is_symmetric=False)
+    quantiser.process()
+    return quantiser.model.model
+
+
 def _another_bias(model):
     model.up[1].bias.data[7] += 1.0
 
@@ -264,3 +271,27 @@ def error(model, proto, x):
     (name,) = (port.name for port in proto.graph.input)
     (output,) = run(proto, {name: x.numpy()}).values()
     return float(np.abs(output - model(x).detach().numpy()).max())
+
+
+@pytest.mark.parametrize(
+    ("fault", "cause", "says"),
+    [
+        (lambda layer: layer.bias.data[9].add_(0.6), "weights", "4.bias differs in channel 9 of 64"),
+        (lambda layer: layer.weight.data.mul_(1.4), "quantization", "have a scale that is 1.4"),
+        (lambda layer: layer.weight.data.copy_(layer.weight.data.T.clone()), "quantization", "are not the model's"),
+        (lambda layer: None, "", ""),
+    ],
+    ids=["bias", "scale", "transposed", "healthy"],
+)
+def test_a_fault_beside_weights_of_four_bits_is_told_from_their_rounding(trace, tmp_path, fault, cause, says):
+    layers = (layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.ReLU()))
+    model, x = fill(nn.Sequential(*layers, nn.Linear(64, 8))).eval(), noise("precision.four", 2, 3, 64)
+    bad = copy.deepcopy(model)
+    with torch.no_grad():
+        fault(bad[4])
+    report = trace(model, _four_bits(export(bad, (x,), Exporter.TORCHSCRIPT), tmp_path), x)
+    assert [d.layer for d in report.divergences] == (["4"] if cause else [])
+    assert len(report.diffuse.layers) >= 4
+    if cause:
+        assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == (cause, True)
+        assert says in report.diagnoses[0].summary

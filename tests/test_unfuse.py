@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import quantize_dynamic
+from onnxruntime.transformers import optimizer
 from torch import nn
 
 from layerdiff.backends import OnnxRuntime, Optimisation
@@ -161,3 +164,125 @@ def test_fused_integer_products_compute_what_is_dequantised(op, biased):
     assert op not in {part.op_type for part in parts.graph.node}
     apart = OnnxRuntime().open(Graph(model).rewritten(["y"]), Optimisation.NONE).run({"x": x})["y"]
     np.testing.assert_allclose(run(model, {"x": x})["y"], apart, rtol=1e-4, atol=1e-4)
+
+
+def _attention(mask=None, *, causal=False, biased=True, added=False, scale=None):
+    """A fused self-attention of 2 × 5 vectors of 8 numbers, 2 heads."""
+    arrays = {"w": RNG.standard_normal((8, 24)), "b": RNG.standard_normal(24), "add": RNG.standard_normal((1, 2, 5, 5))}
+    inputs = ["x", "w", "b" if biased else "", "m" if mask else "", "", "add" if added else ""]
+    while not inputs[-1]:
+        inputs.pop()
+    options = {"scale": scale} if scale else {}
+    node = helper.make_node(
+        "Attention", inputs, ["y"], "fused", domain="com.microsoft", num_heads=2, unidirectional=int(causal), **options
+    )
+    model = _model(node, {n: a for n, a in arrays.items() if n in inputs}, [2, 5, 8], 3)
+    if mask == "positions":
+        model.graph.input.append(helper.make_tensor_value_info("m", TensorProto.INT32, [2, 5]))
+    if mask == "lengths":
+        model.graph.input.append(helper.make_tensor_value_info("kept", TensorProto.INT32, [2, 5]))
+        model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "axis"))
+        model.graph.node.insert(0, helper.make_node("ReduceSum", ["kept", "axis"], ["m"], keepdims=0))
+    return model
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"causal": True},
+        {"added": True, "scale": 0.2},
+        {"mask": "positions"},
+        {"mask": "positions", "causal": True, "added": True},
+        {"mask": "lengths"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("opset", [17, 21])
+def test_fused_attention_computes_what_its_parts_do(options, opset):
+    model = _attention(**options)
+    model.opset_import[0].version = opset
+    parts = unfused(model)
+    assert "Attention" not in {node.op_type for node in parts.graph.node}
+    feeds = {"x": RNG.standard_normal((2, 5, 8)).astype(np.float32)}
+    kept = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], np.int32)
+    feeds |= {port.name: kept for port in model.graph.input if port.name != "x"}
+    apart = OnnxRuntime().open(Graph(model).rewritten(["y"]), Optimisation.NONE).run(feeds)["y"]
+    whole = OnnxRuntime().open(model, Optimisation.NONE).run(feeds)["y"]
+    np.testing.assert_allclose(whole, apart, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_without_a_bias_is_one_with_zeros():
+    model = _attention()
+    (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "b")
+    bias.CopyFrom(numpy_helper.from_array(np.zeros(24, np.float32), "b"))
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    del bare.graph.node[0].input[2:]  # on this the fused kernel crashes
+    feeds = {"x": RNG.standard_normal((2, 5, 8)).astype(np.float32)}
+    one, other = (
+        OnnxRuntime().open(Graph(proto).rewritten(["y"]), Optimisation.NONE).run(feeds)["y"] for proto in (model, bare)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_attention_with_a_mask_of_unknown_form_stays_whole():
+    model = _attention(mask="positions")
+    del model.graph.input[1].type.tensor_type.shape.dim[:]
+    assert unfused(model) is model
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("rows", [64, 40])
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_packed_weights_compute_what_they_are_unpacked(bits, rows, zeros, biased):
+    block, columns = 32, 6
+    blocks, bytes_of = -(-rows // block), block * bits // 8
+    arrays = {
+        "b": RNG.integers(0, 255, (columns, blocks, bytes_of)).astype(np.uint8),
+        "s": RNG.uniform(0.01, 0.05, columns * blocks).astype(np.float32),
+        "z": RNG.integers(0, 255, columns * -(-blocks * bits // 8)).astype(np.uint8),
+        "c": RNG.standard_normal(columns).astype(np.float32),
+    }
+    inputs = ["x", "b", "s", "z" if zeros else "", "", "c" if biased else ""]
+    while not inputs[-1]:
+        inputs.pop()
+    node = helper.make_node(
+        "MatMulNBits", inputs, ["y"], "packed", domain="com.microsoft", K=rows, N=columns, bits=bits, block_size=block
+    )
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, rows])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [3, columns])],
+        [numpy_helper.from_array(array, name) for name, array in arrays.items() if name in inputs],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    parts = unfused(model)
+    assert "MatMulNBits" not in {part.op_type for part in parts.graph.node}
+    x = RNG.standard_normal((3, rows)).astype(np.float32)
+    apart = OnnxRuntime().open(Graph(model).rewritten(["y"]), Optimisation.NONE).run({"x": x})["y"]
+    whole = OnnxRuntime().open(model, Optimisation.NONE).run({"x": x})["y"]
+    np.testing.assert_allclose(whole, apart, rtol=1e-3, atol=1e-3 * np.abs(apart).max())
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_layers_of_an_optimised_transformer_are_compared_inside_its_attention(trace, tmp_path, faulty):
+    sample = MODELS["bert"]()
+    name = "bert.encoder.layer.1.attention.self.key"
+    bad = copy.deepcopy(sample.model)
+    if faulty:
+        bad.get_submodule(name).weight.data[3] *= 1.5
+    onnx.save(export(bad, sample.inputs, Exporter.TORCHSCRIPT), tmp_path / "plain.onnx")
+    optimised = optimizer.optimize_model(str(tmp_path / "plain.onnx"), "bert", num_heads=4, hidden_size=32, opt_level=0)
+    optimised.save_model_to_file(str(tmp_path / "optimised.onnx"))
+    assert {node.op_type for node in optimised.model.graph.node} >= {"Attention", "SkipLayerNormalization"}
+    report = trace(sample.model, tmp_path / "optimised.onnx", sample.inputs)
+    assert report.agrees is not faulty
+    assert report.coverage.folded == 0
+    if faulty:
+        assert [d.layer for d in report.divergences] == [name]
+        assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("weights", True)

@@ -9,6 +9,7 @@ import numpy as np
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.patch import SetAttribute
+from layerdiff.unlike import share_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 
 FLOAT, HALF, BFLOAT = 1, 10, 16  # onnx.TensorProto.DataType
 _LARGEST = {HALF: 65504.0, BFLOAT: 3.3895e38}
+# What no scale brings nearer than to such a share of its size are other numbers.
+_ANOTHER = 0.5
+# What a range cuts off, and a factor brings in, that is worth a word.
+_CLIPPED = 0.02
 _NAMES = {HALF: "float16", BFLOAT: "bfloat16"}
 
 
@@ -84,10 +89,29 @@ def _stored(stretch: Stretch) -> Iterator[Hypothesis]:
             text = f"A constant of {difference.op} is kept as {stored.dtype}, in a scale that does not hold it."
             if clipped:
                 text = f"{clipped} of {stored.size} stored {stored.dtype} numbers of {difference.op} are clipped."
+            if (unlike := _unlike(difference)) is not None:
+                text = f"The stored {stored.dtype} numbers of {difference.op} {unlike}."
             evidence = {"dtype": str(stored.dtype), "clipped": clipped}
             yield Hypothesis(
                 "quantization", text, evidence, changes_for(stretch, difference), "quantise this layer anew"
             )
+
+
+def _unlike(difference: Difference) -> str | None:
+    """In what way stored numbers are not the model's, where the range that they have is not what is wrong."""
+    wanted, got = difference.wanted, difference.got
+    if not isinstance(wanted, np.ndarray) or wanted.shape != np.shape(got):
+        return None
+    e, a = wanted.astype(np.float64).reshape(-1), np.asarray(got, np.float64).reshape(-1)
+    size = float(np.linalg.norm(e)) or 1.0
+    held = np.clip(e, a.min(), a.max())  # what the range lets through
+    factor = float(held @ a) / max(float(a @ a), 1e-300)
+    if float(np.linalg.norm(factor * a - held)) > _ANOTHER * size:
+        share = share_of(float(np.linalg.norm(a - e)) / size).replace("its", "their")
+        return f"are not the model's: they differ by {share}"
+    if float(np.linalg.norm(held - e)) > _CLIPPED * size or abs(factor - 1) <= _CLIPPED:
+        return None
+    return f"have a scale that is {1 / factor:.4g} times theirs"
 
 
 def _integers_behind(stretch: Stretch, difference: Difference) -> Array | None:

@@ -43,6 +43,8 @@ _NEARLY_ALL = 0.1
 _NEAR = 1.5
 # Clipped values are few, and what they add to the error of all can be little.
 _CLIPPED_FALLS = 0.85
+# What weights pass through behind their dequantisation.
+_PASSED_ON = frozenset({"Transpose", "Reshape", "Slice", "Cast", "Identity"})
 # How near stored weights come to the model's when only their scale, zero point or axis was wrong.
 _FITS = 0.02
 _COARSE = 4.0
@@ -300,6 +302,8 @@ def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
             continue
         assert place is not None
         maker = graph.producer.get(graph.nodes[difference.node.index].inputs[place.slot]) if difference.node else None
+        while maker is not None and graph.nodes[maker].op in _PASSED_ON:
+            maker = graph.producer.get(graph.nodes[maker].inputs[0])
         in_integers = maker is not None and graph.nodes[maker].op == "DequantizeLinear"
         name, patch = parameter_behind(stretch, right), changes_for(stretch, difference)
         if in_integers or name is None or not patch or _apart(got.reshape(right.shape), right) <= _FITS:
