@@ -25,6 +25,8 @@ _COUNTING = ("EmbedLayerNormalization", "ReduceSum")  # they give the length of 
 def whole_attention(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     """Whether such a node has no cache, no rotation, equal sizes, and a mask of (batch, length), lengths, or none."""
     given = _attributes(node)
+    if len(node.input) < 2 or not int(given.get("num_heads", 0)) > 0:
+        return False
     if any(_operand(node, slot) for slot in (4, 6)) or given.get("do_rotary") or given.get("qkv_hidden_sizes"):
         return False
     stored = any(tensor.name == node.input[1] for tensor in model.graph.initializer)

@@ -79,9 +79,10 @@ def _chains(graph: onnx.GraphProto) -> Iterator[_Chain]:
         return found[0] if alone else None
 
     for product in graph.node:
-        if product.op_type not in _PRODUCTS:
+        if product.op_type not in _PRODUCTS or len(product.input) < 2 or not product.output:
             continue
         cast = only_reader(product, "Cast")
+        cast = cast if cast is not None and _is_float(cast) else None
         scaled = None if cast is None else only_reader(cast, "Mul")
         if cast is None or scaled is None:
             continue
@@ -98,6 +99,11 @@ def _chains(graph: onnx.GraphProto) -> Iterator[_Chain]:
             yield _Chain(product, (cast, scaled), scales)
 
 
+def _is_float(cast: onnx.NodeProto) -> bool:
+    """Whether a Cast gives float32, as the scales are."""
+    return any(attribute.name == "to" and attribute.i == onnx.TensorProto.FLOAT for attribute in cast.attribute)
+
+
 def _bias(maker: onnx.NodeProto | None, vectors: set[str]) -> str:
     """The bias of a convolution, where that was reshaped to be added; else nothing."""
     reshaped = maker is not None and maker.op_type == "Reshape" and maker.input[0] in vectors
@@ -108,10 +114,11 @@ def _scales(
     makers: dict[str, onnx.NodeProto], product: onnx.NodeProto, factor: onnx.NodeProto | None
 ) -> tuple[str, str] | None:
     """The scales of the first operand and of the second, of which the factor is the product."""
-    if factor is None or factor.op_type != "Mul":
+    if factor is None or factor.op_type != "Mul" or len(factor.input) != 2:
         return None
     quantisers = [makers.get(name) for name in product.input[:2]]
-    own = [q.output[1] if q is not None and q.op_type == "DynamicQuantizeLinear" else None for q in quantisers]
+    dynamic = [q is not None and q.op_type == "DynamicQuantizeLinear" and len(q.output) == 3 for q in quantisers]
+    own = [q.output[1] if q is not None and made else None for q, made in zip(quantisers, dynamic, strict=True)]
     first, second = factor.input
     for one, other in ((first, second), (second, first)):
         if own[0] == one and own[1] in (None, other):

@@ -28,48 +28,59 @@ def packed(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
     inside = {tensor.name for tensor in model.graph.initializer if tensor.data_location != onnx.TensorProto.EXTERNAL}
     wanted = [name for name in node.input[1:4] if name]
+    if len(wanted) < 2 or not all(int(given.get(name, 0)) > 0 for name in ("K", "N", "block_size")):
+        return False
     ordered = len(node.input) < 5 or not node.input[4]
     return ordered and given.get("bits", 4) in _BITS and inside.issuperset(wanted)
 
 
 def unpacked_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> _Parts:
-    """The operators of such a node, in order."""
-    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
-    bits, block = int(given.get("bits", 4)), int(given["block_size"])
-    rows, columns = int(given["K"]), int(given["N"])
-    blocks, output = -(-rows // block), node.output[0]
-    integers = _unpacked(numpy_helper.to_array(weights[node.input[1]]), bits).reshape(columns * blocks, -1)[:, :block]
-    scales = numpy_helper.to_array(weights[node.input[2]]).reshape(-1)
-    zero = node.input[3] if len(node.input) > 3 else ""
-    bias = node.input[5] if len(node.input) > 5 else ""
+    """The operators of such a node, in order.
 
-    def tensor(name: str, values: NDArray[np.generic]) -> onnx.TensorProto:
-        return numpy_helper.from_array(np.ascontiguousarray(values), f"{output}__{name}")
+    Raises
+    ------
+    ValueError
+        There are not as many weights as its attributes say.
+
+    """
+    output, bias = node.output[0], node.input[5] if len(node.input) > 5 else ""
 
     def part(op: str, inputs: list[str], to: str, **attributes: Any) -> onnx.NodeProto:
         made = helper.make_node(op, inputs, [to], name=node.name, **attributes)
         made.metadata_props.extend(node.metadata_props)
         return made
 
-    yield tensor("int", integers)
-    yield tensor("scales", scales)
-    yield tensor("zeros", _zeros(None if not zero else numpy_helper.to_array(weights[zero]), bits, (columns, blocks)))
-    yield part(
-        "DequantizeLinear", [f"{output}__{name}" for name in ("int", "scales", "zeros")], f"{output}__blocks", axis=0
-    )
-    yield tensor("shape", np.array([columns, blocks * block]))
-    yield part("Reshape", [f"{output}__blocks", f"{output}__shape"], f"{output}__columns")
-    columns_of = f"{output}__columns"
-    if rows != blocks * block:
-        for name, number in (("from", 0), ("to", rows), ("axis", 1)):
-            yield tensor(name, np.array([number]))
-        marks = [f"{output}__{name}" for name in ("from", "to", "axis")]
-        yield part("Slice", [columns_of, *marks], f"{output}__cut")
-        columns_of = f"{output}__cut"
-    yield part("Transpose", [columns_of], f"{output}__weight", perm=[1, 0])
+    for name, values in _tensors(node, weights).items():
+        yield numpy_helper.from_array(np.ascontiguousarray(values), f"{output}__{name}")
+    integers = [f"{output}__{name}" for name in ("int", "scales", "zeros")]
+    yield part("DequantizeLinear", integers, f"{output}__blocks", axis=0)
+    yield part("Reshape", [f"{output}__blocks", f"{output}__shape"], f"{output}__padded")
+    bounds = [f"{output}__{name}" for name in ("from", "to", "axis")]
+    yield part("Slice", [f"{output}__padded", *bounds], f"{output}__columns")
+    yield part("Transpose", [f"{output}__columns"], f"{output}__weight", perm=[1, 0])
     yield part("MatMul", [node.input[0], f"{output}__weight"], f"{output}__product" if bias else output)
     if bias:
         yield part("Add", [f"{output}__product", bias], output)
+
+
+def _tensors(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, NDArray[np.generic]]:
+    """The integers, a block a row; their scales and zero points; and what brings them into the shape of the weight."""
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    bits, block, rows, columns = (int(given.get(name, 4)) for name in ("bits", "block_size", "K", "N"))
+    blocks = -(-rows // block)
+    stored, scales = (numpy_helper.to_array(weights[name]) for name in node.input[1:3])
+    if stored.dtype != np.uint8 or stored.size * 8 < columns * blocks * block * bits or scales.size != columns * blocks:
+        raise ValueError("not as many weights as its attributes say")
+    zero = node.input[3] if len(node.input) > 3 else ""
+    return {
+        "int": _unpacked(stored, bits).reshape(columns * blocks, -1)[:, :block],
+        "scales": scales.reshape(-1),
+        "zeros": _zeros(numpy_helper.to_array(weights[zero]) if zero else None, bits, (columns, blocks)),
+        "shape": np.array([columns, blocks * block]),
+        "from": np.array([0]),
+        "to": np.array([rows]),
+        "axis": np.array([1]),
+    }
 
 
 def _unpacked(array: NDArray[np.generic], bits: int) -> NDArray[np.uint8]:

@@ -8,6 +8,7 @@ report says so.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     _Parts = Iterator[onnx.NodeProto | onnx.TensorProto]
 
 _DOMAIN = "com.microsoft"
+# What a node raises that lacks an operand or an attribute, or has one of another kind.
+_MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError)
 # Quantised operators need 13, where scales may be per axis.
 _NEEDED_OPSET = {"SkipLayerNormalization": 17} | dict.fromkeys(
     ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "Attention"), 13
@@ -31,7 +34,10 @@ _NEEDED_OPSET = {"SkipLayerNormalization": 17} | dict.fromkeys(
 
 
 def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model with its fused nodes taken apart; the model itself when it has none."""
+    """The model with its fused nodes taken apart; the model itself when it has none.
+
+    A node that is not made as its definition says stays as it is: the runtime has the word on it.
+    """
     model = without_integer_products(model)
     if not any(_taken_apart(node, model) for node in model.graph.node):
         return model
@@ -40,7 +46,11 @@ def unfused(model: onnx.ModelProto) -> onnx.ModelProto:
     del result.graph.node[:]
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
-        for part in _parts(node, weights, model) if _taken_apart(node, model) else (node,):
+        parts: list[onnx.NodeProto | onnx.TensorProto] = [node]
+        if _taken_apart(node, model):
+            with suppress(*_MALFORMED):
+                parts = list(_parts(node, weights, model))
+        for part in parts:
             if isinstance(part, onnx.TensorProto):
                 result.graph.initializer.append(part)
             else:

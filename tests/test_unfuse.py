@@ -286,3 +286,44 @@ def test_the_layers_of_an_optimised_transformer_are_compared_inside_its_attentio
     if faulty:
         assert [d.layer for d in report.divergences] == [name]
         assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("weights", True)
+
+
+def test_a_fused_node_that_is_not_made_as_its_definition_says_stays_whole():
+    """A file from anywhere may hold it; the runtime refuses it, in its own words."""
+    packed = {"K": 64, "N": 6, "bits": 4, "block_size": 32}
+    nodes = [
+        helper.make_node("MatMulNBits", ["x"], ["y"], domain="com.microsoft", **packed),
+        helper.make_node("MatMulNBits", ["x", "w", "w"], ["y"], domain="com.microsoft", **packed),
+        helper.make_node("MatMulNBits", ["x", "w", "w"], ["y"], domain="com.microsoft", **packed | {"block_size": 0}),
+        helper.make_node("MatMulNBits", ["x", "w", "w"], ["y"], domain="com.microsoft", **packed | {"N": 1 << 40}),
+        helper.make_node("Attention", ["x", "w"], ["y"], domain="com.microsoft"),
+        helper.make_node("Attention", ["x", "v"], ["y"], domain="com.microsoft", num_heads=2),
+        helper.make_node("MatMulIntegerToFloat", ["x", "w"], ["y"], domain="com.microsoft"),
+        helper.make_node("SkipLayerNormalization", ["x"], ["y"], domain="com.microsoft"),
+    ]
+    arrays = {"w": RNG.standard_normal((8, 24)), "v": RNG.standard_normal(24)}
+    for node in nodes:
+        model = _model(node, {n: a for n, a in arrays.items() if n in node.input}, [2, 5, 8], 3)
+        assert [made.op_type for made in unfused(model).graph.node] == [node.op_type]
+
+
+def test_integers_that_are_not_scaled_as_dynamic_quantisation_does_stay_as_they_are(tmp_path):
+    model, x = fill(nn.Sequential(nn.Linear(8, 4))), noise("unfuse.plain", 2, 8)
+    onnx.save(export(model, (x,), Exporter.TORCHSCRIPT), tmp_path / "fp32.onnx")
+    quantize_dynamic(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    healthy = onnx.load(tmp_path / "int8.onnx")
+    assert unfused(healthy) is not healthy
+
+    def changed(op, change):
+        proto = onnx.ModelProto()
+        proto.CopyFrom(healthy)
+        change(next(node for node in proto.graph.node if node.op_type == op))
+        return proto
+
+    for proto in (
+        changed("MatMulInteger", lambda node: node.input.__delitem__(slice(1, None))),
+        changed("DynamicQuantizeLinear", lambda node: node.output.__delitem__(slice(2, None))),
+        changed("Cast", lambda node: node.attribute[0].__setattr__("i", TensorProto.DOUBLE)),
+        changed("Mul", lambda node: node.input.pop()),
+    ):
+        assert unfused(proto) is proto

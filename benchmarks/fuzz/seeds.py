@@ -203,6 +203,43 @@ def _fused_bytes() -> onnx.ModelProto:
     return _model(nodes, [_info("x", shape=[1, 2, 4, 4])], [_info("y")], constants, opsets=_FUSED_OPSETS)
 
 
+def _fused_attention() -> onnx.ModelProto:
+    """What ONNX Runtime leaves of a transformer, its product in weights of four bits."""
+    own: dict[str, Any] = {"domain": "com.microsoft"}
+    nodes = [
+        node("Attention", ["x", "w", "b", "m"], ["a"], num_heads=2, unidirectional=1, **own),
+        node("MatMulNBits", ["a", "p", "s", "z"], ["y"], K=4, N=4, bits=4, block_size=16, **own),
+    ]
+    rng = np.random.default_rng(0)
+    constants = {
+        "w": rng.random((4, 12)).astype(np.float32), "b": rng.random(12).astype(np.float32),
+        "p": rng.integers(0, 255, (4, 1, 8), np.uint8), "s": rng.random(4).astype(np.float32),
+        "z": rng.integers(0, 255, 4, np.uint8),
+    }  # fmt: skip
+    inputs = [_info("x", shape=[1, 3, 4]), _info("m", TensorProto.INT32, shape=[1, 3])]
+    return _model(nodes, inputs, [_info("y")], constants, opsets=_FUSED_OPSETS)
+
+
+def _dynamic_bytes() -> onnx.ModelProto:
+    """What dynamic quantisation writes, and what ONNX Runtime makes of that."""
+    own: dict[str, Any] = {"domain": "com.microsoft"}
+    nodes = [
+        node("DynamicQuantizeLinear", ["x"], ["q", "s", "z"]),
+        node("MatMulInteger", ["q", "w", "z", "wz"], ["i"]),
+        node("Cast", ["i"], ["f"], to=TensorProto.FLOAT),
+        node("Mul", ["s", "ws"], ["k"]),
+        node("Mul", ["f", "k"], ["p"]),
+        node("DynamicQuantizeMatMul", ["p", "w", "ws", "wz", "c"], ["d"], **own),
+        node("DynamicQuantizeLinear", ["d"], ["e", "es", "ez"]),
+        node("MatMulIntegerToFloat", ["e", "w", "es", "ws", "ez", "wz", "c"], ["y"], **own),
+    ]
+    constants = {
+        "w": np.arange(16, dtype=np.int8).reshape(4, 4), "wz": np.int8(1), "ws": np.float32(0.1),
+        "c": np.ones(4, np.float32),
+    }  # fmt: skip
+    return _model(nodes, [_info("x", shape=[2, 4])], [_info("y")], constants, opsets=_FUSED_OPSETS)
+
+
 def _halves() -> onnx.ModelProto:
     kinds = (TensorProto.BFLOAT16, TensorProto.FLOAT16, TensorProto.FLOAT)
     nodes = [node("Cast", [a], [b], to=kind) for a, b, kind in zip("xpq", "pqy", kinds, strict=True)]
@@ -225,7 +262,7 @@ def write() -> None:
     written = {
         "branch": _branch(), "loop": _loop(), "scan": _scan(), "function": _function(), "quantised": _quantised(),
         "sequences": _sequences(), "fused": _fused(), "fused_floats": _fused_floats(), "fused_bytes": _fused_bytes(),
-        "halves": _halves(),
+        "fused_attention": _fused_attention(), "dynamic_bytes": _dynamic_bytes(), "halves": _halves(),
     }  # fmt: skip
     for name, model in written.items():
         onnx.save(model, FOLDER / f"{name}.onnx")
