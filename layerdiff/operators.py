@@ -60,8 +60,8 @@ _ENDS: dict[str, set[str]] = {
     "upsample_nearest2d": {"Resize", "Upsample"},
     "upsample_bilinear2d": {"Resize", "Upsample"},
     "upsample_bicubic2d": {"Resize"},
-    "transpose": {"Transpose"},
-    "permute": {"Transpose"},
+    "transpose": {"Transpose", "Einsum"},  # einsum permutes what a product gives
+    "permute": {"Transpose", "Einsum"},
     "t": {"Transpose"},
     "slice": {"Slice", "Split"},
     "select": {"Gather", "Slice"},

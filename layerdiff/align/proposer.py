@@ -189,12 +189,21 @@ class Proposer:
 
     def _read_alike(self, pair: Pair) -> bool:
         """Whether each layer that reads a value has its pair among what nodes make of the tensor."""
-        members = set(self._value_families.members(pair.value))
-        readers = [s for s in self._reference.sites if members.intersection(s.inputs) and not members & set(s.outputs)]
+        readers = self._readers.get(self._value_families.root(pair.value), [])
         names = self._tensor_families.members(pair.tensor)
         nodes = {n for name in names for n, _ in self._graph.consumers.get(name, ())}
         made = {name for n in nodes for name in self._graph.nodes[n].outputs}
         return bool(readers) and all(self._alignment.tensors_of(s.outputs[0]) & made for s in readers)
+
+    @cached_property
+    def _readers(self) -> dict[int, list[Site]]:
+        """The sites that compute with each value, or a reshape of it."""
+        found: dict[int, list[Site]] = {}
+        for site in self._reference.sites:
+            own = {self._value_families.root(value) for value in site.outputs}
+            for root in {self._value_families.root(value) for value in site.inputs} - own:
+                found.setdefault(root, []).append(site)
+        return found
 
     def _confirmed_from_below(self) -> set[str]:
         """The forced tensors from which something else comes out right."""

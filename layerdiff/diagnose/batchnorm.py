@@ -188,7 +188,7 @@ def _wrong_weight(
     name, stored = next((n, a) for n, a in stretch.parameters(heavy).items() if a.ndim >= 2)
     right, unfolded = (weight.astype(stored.dtype) for weight in weights)
     text, evidence = in_what_way(stretch, name, right, unfolded)
-    remedy = "export again from the model meant"
+    remedy = "export again from the model that is meant to ship"
     return Hypothesis("weights", text, {"parameter": name, **evidence}, changes, remedy, heavy.index)
 
 

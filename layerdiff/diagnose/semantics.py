@@ -45,7 +45,8 @@ SELECTIONS = frozenset(
 )
 _BY_ATTRIBUTE = {
     "epsilon": "epsilon", "axis": "axis", "axes": "axis", "keepdims": "axis", "noop_with_empty_axes": "axis",
-    "perm": "layout", "pads": "padding", "auto_pad": "padding", "training_mode": "training-mode", "to": "dtype",
+    "perm": "layout", "pads": "padding", "auto_pad": "padding", "output_padding": "padding",
+    "training_mode": "training-mode", "to": "dtype",
     "alpha": "activation", "beta": "activation", "gamma": "activation", "approximate": "activation",
     "min": "activation", "max": "activation", "fmod": "rounding", "upper": "masking", "is_causal": "masking",
     "unidirectional": "masking", "num_groups": "constant", "group": "constant",
@@ -60,7 +61,7 @@ _BY_ARGUMENT = {
     "max_val": "activation", "alpha": "activation", "padding": "padding", "pad": "padding", "stride": "constant",
     "dilation": "constant", "other": "constant", "dtype": "dtype", "keepdim": "axis", "start": "indexing",
     "end": "indexing", "index": "indexing", "step": "indexing", "align_corners": "resize", "is_causal": "masking",
-    "diagonal": "masking", "rounding_mode": "rounding", "largest": "ties", "descending": "ties",
+    "diagonal": "masking", "rounding_mode": "rounding", "largest": "order", "descending": "order",
 }  # fmt: skip
 _BY_OPERATOR: dict[str, str] = (
     dict.fromkeys(POOLS, "pooling")

@@ -13,6 +13,7 @@ from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.semantics import RECURRENT, changes_for, mask_values, shown
 from layerdiff.operators import base_name, only_moves
+from layerdiff.patch import SetConstant
 from layerdiff.unlike import Unlike, share_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,34 @@ _LOOKUPS = frozenset({"embedding", "index_select", "index", "gather", "slice", "
 
 def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     """One for every constant operand that stands for a parameter and is not it."""
+    told: set[tuple[str, int]] = set()
+    for found in _by_differences(stretch):
+        told |= {(change.node, change.slot) for change in found.patch or () if isinstance(change, SetConstant)}
+        yield found
+    if not told:
+        yield from _by_likeness(stretch)
+
+
+def _by_likeness(stretch: Stretch) -> Iterator[Hypothesis]:
+    """Where the file computes in other nodes than an exporter would: what looks like a parameter and is not it."""
+    parameters = {name: array for site in stretch.sites for name, array in stretch.parameters(site).items()}
+    for node, slot, got in stretch.constants:
+        if got.dtype.kind != "f" or got.size < 2:
+            continue
+        for name, array in parameters.items():
+            views = [view for view in (array, array.T) if view.shape == got.shape and view.size > 1]
+            if array.dtype.kind != "f" or any(np.array_equal(view, got) for view in views):
+                continue
+            wanted = next((view for view in views if relation(view, got) in (Tie.NEAR, Tie.SCALED)), None)
+            if wanted is None:
+                continue
+            text, evidence = in_what_way(stretch, name, wanted, got)
+            patch = (SetConstant(node.outputs[0], slot, wanted.astype(got.dtype)),)
+            remedy = "export again from the model that is meant to ship"
+            yield Hypothesis("weights", text, {"parameter": name, **evidence}, patch, remedy, reader_of(stretch, name))
+
+
+def _by_differences(stretch: Stretch) -> Iterator[Hypothesis]:
     if stretch.comparison is None:
         return
     for difference in stretch.comparison.differences:

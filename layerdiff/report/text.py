@@ -117,7 +117,9 @@ def _cause(report: Report, told: tuple[str, ...]) -> list[str]:
     found = []
     for cause in report.diagnoses[:1]:
         place = f"The runtime gave up in {cause.layer}." if cause.layer and not report.divergences else ""
-        summary = "" if cause.summary in told else cause.summary
+        summary = cause.summary
+        for sentence in told:
+            summary = summary.removeprefix(sentence).strip()
         found += [text for text in (summary, place, how_certain(cause)) if text]
     return found + [d.summary for d in report.diagnoses[1:] if d.cause == "simplifier"]
 

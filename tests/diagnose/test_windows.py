@@ -31,7 +31,7 @@ FAULTS = (
     Seeded("groups", GROUPS, export_of(OTHER_GROUPS), "constant", "group=4"),
     Seeded("pads-and-dilations", CONV, attributes("Conv", 1, pads=[2, 2, 2, 2], dilations=[2, 2]), "constant"),
     Seeded("transposed-pads", UP, attributes("ConvTranspose", pads=[0, 0, 2, 2]), "padding"),
-    Seeded("output-padding", UP, attributes("ConvTranspose", output_padding=[0, 0]), "constant",
+    Seeded("output-padding", UP, attributes("ConvTranspose", output_padding=[0, 0]), "padding",
            evidence={"attribute": "output_padding"}),
     Seeded("max-pool-window", MAX, attributes("MaxPool", kernel_shape=[2, 3]), "pooling",
            evidence={"wanted": [3, 3], "got": [2, 3]}),
