@@ -18,6 +18,7 @@ from collections import OrderedDict
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -344,7 +345,7 @@ _RAISED = _operators(
 
 _kept: OrderedDict[Hashable, onnx.ModelProto | None] = OrderedDict()
 _MOST_KEPT = 64
-_SMALL = 1 << 14
+_SMALL = 1 << 20
 """Bytes of constants in a module whose export is kept."""
 
 
@@ -386,7 +387,7 @@ def _content(module: fx.GraphModule, args: tuple[torch.Tensor, ...], exporter: E
 
 
 def _bytes(tensor: torch.Tensor) -> Hashable:
-    return tuple(tensor.shape), tensor.dtype, tensor.numpy().tobytes()
+    return tuple(tensor.shape), tensor.dtype, blake2b(tensor.contiguous().numpy().tobytes()).digest()
 
 
 def _export(module: nn.Module, args: tuple[torch.Tensor, ...], exporter: Exporter, opset: int) -> onnx.ModelProto:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from layerdiff.outputs import OutputPairs
 
 MOST = 16
-"""Origins that are all healed, to see which matter; of more only as many as it takes for the outputs to agree."""
+"""Origins that are healed one by one, to see which matter; of more several at once, and only as many as it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,13 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
         proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
         told = [(o, proof) for o, proof in zip(origins, proofs, strict=True) if not is_other_mask(alignment, o)]
         return Proven([], told, harmless)
-    proofs = heal(alignment, origins, outputs, all_of_them=len(origins) <= MOST)
+    at_once = -(-len(origins) // MOST)
+    proofs = heal(alignment, origins, outputs, all_of_them=at_once == 1, at_once=max(1, at_once))
     origins, spare = origins[: len(proofs)], origins[len(proofs) :]
     aside = confined_origins(alignment, origins, proofs, outputs)
     if aside:
         origins = [origin for origin in origins if origin not in aside]
-        proofs = heal(alignment, origins, outputs)
+        proofs = heal(alignment, origins, outputs, at_once=max(1, -(-len(origins) // MOST)))
     enough = _enough(proofs)
     origins, proofs, spare = origins[:enough], proofs[:enough], (*origins[enough:], *spare)
     confined: list[tuple[Origin, Healed | None]] = [(o, None) for o in aside if not is_other_mask(alignment, o)]

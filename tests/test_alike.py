@@ -5,16 +5,20 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
 from torch import Tensor, nn
 
 from layerdiff import alike, lowering
+from layerdiff.candidate import Candidate
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tests.conftest import Trace
@@ -117,3 +121,47 @@ def test_another_shape_number_or_opset_is_another_export(monkeypatch: pytest.Mon
 
     assert key(0.1, 3) == key(0.1, 3)
     assert len({key(0.1, 3), key(0.2, 3), key(0.1, 4), key(0.1, 3, 18)}) == 4
+
+
+class Repeated(nn.Module):
+    """One layer, called many times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.layer, self.times = nn.Linear(8, 8), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = x + 0.5 * torch.tanh(self.layer(x))
+        return x
+
+
+@pytest.mark.parametrize("wrong", ["all", "first half"])
+def test_of_many_origins_several_are_healed_at_once(trace: Trace, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
+    model, x = fill(Repeated(40)).eval(), noise("alike.repeated", 3, 8)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    products = [node for node in proto.graph.node if node.op_type == "Gemm"]
+    assert len(products) == 40
+    (weight,) = (tensor for tensor in proto.graph.initializer if tensor.name == products[0].input[1])
+    other = numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.05), "wrong")
+    proto.graph.initializer.append(other)
+    for node in products[: 40 if wrong == "all" else 20]:
+        node.input[1] = "wrong"
+    runs: list[int] = []
+    real = Candidate.outputs_with
+
+    def counted(self: Candidate, injections: Sequence[object]) -> dict[str, np.ndarray]:
+        runs.append(len(injections))
+        return real(self, injections)
+
+    monkeypatch.setattr(Candidate, "outputs_with", counted)
+    report = trace(model, proto, x)
+    count = 40 if wrong == "all" else 20
+    assert [d.call for d in report.divergences] == list(range(count))
+    assert {d.cause for d in report.diagnoses} == {"weights"}
+    proofs = [d.healed for d in report.divergences]
+    assert [proof.agrees for proof in proofs] == [False] * (count - 1) + [True]
+    assert proofs[0].before > proofs[-1].after
+    assert len({(proof.before, proof.after) for proof in proofs}) <= 16
+    assert max(runs) >= count
+    assert len([n for n in runs if n > 1]) < count  # each its own run would be as many
