@@ -37,21 +37,24 @@ def whole_attention(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 def attention_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], model: onnx.ModelProto) -> _Parts:
     """The operators of such a node, in order."""
     mask = _operand(node, 3)
-    return _Attention(node, weights[node.input[1]].dims[1] // 3).parts(_rank(model.graph, mask) if mask else None)
+    stored = weights[node.input[1]]
+    kind = helper.tensor_dtype_to_np_dtype(stored.data_type)
+    return _Attention(node, stored.dims[1] // 3, kind).parts(_rank(model.graph, mask) if mask else None)
 
 
 class _Attention:
     """Makes the operators; what lies between them is named after the node's output."""
 
-    def __init__(self, node: onnx.NodeProto, width: int) -> None:
+    def __init__(self, node: onnx.NodeProto, width: int, kind: Any) -> None:
         self._node, self._given, self._output = node, _attributes(node), node.output[0]
+        self._kind = np.dtype(kind if np.dtype(kind).kind == "f" else np.float32)
         self._heads = int(self._given["num_heads"])
         self._size = width // self._heads
 
     def parts(self, mask_rank: int | None) -> _Parts:
         """All of them, for a mask of that rank."""
         yield from self._projected()
-        yield self._tensor("scale", float(self._given.get("scale", 0.0)) or self._size**-0.5, np.float32)
+        yield self._tensor("scale", float(self._given.get("scale", 0.0)) or self._size**-0.5, self._kind)
         yield self._part("MatMul", ["q_heads", "k_heads"], "products")
         yield self._part("Mul", ["products", "scale"], "scores")
         scores = "scores"
@@ -93,8 +96,8 @@ class _Attention:
         else:
             yield self._tensor("zero", 0)
             yield self._part("Greater", ["mask_int", "zero"], "kept")
-        yield self._tensor("filter", self._given.get("mask_filter_value", _FILTER), np.float32)
-        yield self._tensor("nothing", 0, np.float32)
+        yield self._tensor("filter", self._given.get("mask_filter_value", _FILTER), self._kind)
+        yield self._tensor("nothing", 0, self._kind)
         yield self._tensor("axes", [1, 2])
         yield self._part("Where", ["kept", "nothing", "filter"], "mask")
         yield self._part("Unsqueeze", ["mask", "axes"], "wide_mask")
@@ -113,7 +116,7 @@ class _Attention:
 
     def _causal(self, scores: str) -> _Parts:
         """The scores with what lies ahead taken out."""
-        lowest = numpy_helper.from_array(np.array([np.finfo(np.float32).min]), "lowest")
+        lowest = numpy_helper.from_array(np.array([np.finfo(self._kind).min]), "lowest")
         yield self._tensor("from", [2])
         yield self._tensor("to", [4])
         yield self._tensor("ahead", 1)
@@ -129,7 +132,7 @@ class _Attention:
         made.metadata_props.extend(self._node.metadata_props)
         return made
 
-    def _tensor(self, name: str, values: Any, kind: type[np.generic] = np.int64) -> onnx.TensorProto:
+    def _tensor(self, name: str, values: Any, kind: Any = np.int64) -> onnx.TensorProto:
         return numpy_helper.from_array(np.array(values, kind), self._named(name))
 
     def _named(self, name: str) -> str:

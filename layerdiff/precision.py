@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.weights import parameters_of_sites
-from layerdiff.formats import ALLOWED, SPARED, format_of, relative
+from layerdiff.formats import ALLOWED, SPARED, USUAL, format_of, relative
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -60,7 +60,11 @@ def explained(
         beyond = relative_error(alignment, tensor, meant, spared=SPARED.get(found, 0.0))
         if error is None or beyond is None or beyond > ALLOWED[found]:
             continue
-        if found == "int8" and any(_saturates(alignment, graph.nodes[n], tensor, meant) for n in nodes):
+        if (
+            found == "int8"
+            and error > USUAL[found]
+            and any(_saturates(alignment, graph.nodes[n], tensor, meant) for n in nodes)
+        ):
             continue
         return Rounded(value, tensor, found, error)
     return None

@@ -69,7 +69,7 @@ def _misstored(alignment: Alignment) -> frozenset[str]:
     wrong = [r for r in audit(alignment) if r.verdict is WeightVerdict.DIFFERS and r.max_abs is not None]
     steps = {r.initializer: _step(alignment, r.initializer) for r in wrong if r.initializer and len(r.shape) > 1}
     floats = {r.initializer for r in wrong if r.initializer and r.how is Carried.CHANGED and (r.rel_l2 or 0) > ANOTHER}
-    floats = {name for name in floats if _step(alignment, name) is None}
+    floats = {name for name in floats if name in alignment.candidate.graph.initializers}
     return (
         frozenset(r.initializer for r in wrong if r.initializer and _exceeds(r.max_abs, steps.get(r.initializer)))
         | floats

@@ -68,7 +68,7 @@ def _taken_apart(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     elif node.op_type == "MatMulNBits":
         if not packed(node, model):
             return False
-    elif node.op_type not in _PARTS:
+    elif node.op_type not in _PARTS or (node.op_type == "FastGelu" and not _operand(node, 1)):
         return False
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=1)
     return opset >= _NEEDED_OPSET.get(node.op_type, 13 if node.op_type.startswith("Q") else 11)
@@ -167,6 +167,13 @@ def _bias_gelu_parts(node: onnx.NodeProto) -> _Parts:
     source = f"{node.output[0]}__sum"
     yield _part(node, "Add", list(node.input), source)
     yield _part(node, "Gelu", [source], node.output[0], domain=_DOMAIN)
+
+
+def _fast_gelu_parts(node: onnx.NodeProto) -> _Parts:
+    """The bias apart from the function, which stays the runtime's own: it has the type of its input."""
+    source = f"{node.output[0]}__sum"
+    yield _part(node, "Add", list(node.input), source)
+    yield _part(node, "FastGelu", [source], node.output[0], domain=_DOMAIN)
 
 
 def _dequantised(node: onnx.NodeProto, names: tuple[str, str, str], output: str, **attributes: Any) -> onnx.NodeProto:
@@ -274,6 +281,7 @@ _PARTS: dict[str, Callable[[onnx.NodeProto], _Parts]] = {
     "SkipLayerNormalization": _skip_norm_parts,
     "SkipSimplifiedLayerNormalization": _skip_simplified_norm_parts,
     "BiasGelu": _bias_gelu_parts,
+    "FastGelu": _fast_gelu_parts,
     "QLinearConv": _qlinear_conv_parts,
     "QLinearMatMul": _qlinear_matmul_parts,
     "QGemm": _qgemm_parts,

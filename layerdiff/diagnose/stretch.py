@@ -284,9 +284,11 @@ class Stretch:
 
     @property
     def narrow(self) -> bool:
-        """Whether the accused nodes compute in half precision somewhere."""
+        """Whether the accused nodes compute in half precision somewhere, or read what does."""
         tapped = self.alignment.candidate.tapped
-        return any(o in tapped and tapped[o].dtype == np.float16 for node in self.nodes for o in node.outputs)
+        names = {name for node in self.nodes for name in (*node.inputs, *node.outputs)}
+        names |= set() if self.part is None else set(self.part.feeds)
+        return any(name in tapped and tapped[name].dtype == np.float16 for name in names)
 
     @property
     def expected_wrong(self) -> Array | None:
