@@ -20,6 +20,8 @@ ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "float8": 0.25, "
 USUAL = {"float8": 0.1, "int8": 0.05}
 # A mask constant beyond half precision is written as its smallest number, or as what converters take for large.
 LARGEST_HALF, LARGEST_MASK = 65504.0, 9_999.0
+# By so much of its size four bits change a weight; eight change a tenth of that.
+QUANTISED = 0.12
 # Below its smallest normal number a format has a fixed spacing: a factor of 1e-6 keeps one digit in half precision.
 SPARED = {"float16": 16 * 2.0**-24}
 _INTEGER_OPS = frozenset(

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RANDOM", "Graph", "Injection", "Node", "Port", "load"]
 
+_MOVED_BY = frozenset({"Transpose", "Reshape", "Slice", "Cast", "Identity"})
 RANDOM = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli", "Multinomial", "Dropout"}
 )
@@ -268,6 +269,14 @@ class Graph:
         """The version of an operator set that the model uses."""
         versions = {entry.domain: int(entry.version) for entry in self.model.opset_import}
         return versions.get(domain, versions.get("ai.onnx", 1) if not domain else 1)
+
+    def dequantiser(self, tensor: str) -> Node | None:
+        """The DequantizeLinear that a tensor comes from, as it is or moved; None where it comes from something else."""
+        index = self.producer.get(tensor)
+        while index is not None and self.nodes[index].op in _MOVED_BY:
+            index = self.producer.get(self.nodes[index].inputs[0])
+        node = None if index is None else self.nodes[index]
+        return node if node is not None and node.op == "DequantizeLinear" else None
 
     def is_live(self, tensor: str) -> bool:
         """Whether some graph output depends on the tensor."""

@@ -90,7 +90,7 @@ def find_origins(alignment: Alignment, misstored: frozenset[str] = frozenset()) 
     found = [replace(_narrowed(alignment, forced, tensor), wrong=(tensor, forced[tensor])) for tensor in in_order]
     if not found and not rounded:
         found = [_first_misshapen(alignment, forced, value, name) for value, name in alignment.misshapen.items()]
-    found = [replace(origin, nodes=_telling(alignment, origin)) for origin in _merged(found)]
+    found = [replace(origin, nodes=_telling(alignment, origin)) for origin in _inner(alignment, _merged(found))]
     return sorted(found, key=lambda origin: _made_at(alignment, origin.value)), rounded
 
 
@@ -117,6 +117,19 @@ def _merged(origins: list[Origin]) -> list[Origin]:
             found[key] = replace(before, slot=slot)
     by_tensor = {(origin.slot.tensor, origin.slot.edges): origin for origin in reversed(found.values())}
     return list(by_tensor.values())
+
+
+def _inner(alignment: Alignment, origins: list[Origin]) -> list[Origin]:
+    """The origins without that of an output which only passes on what another one, inside, stands for."""
+    graph = alignment.candidate.graph
+    inside = {(origin.value, origin.slot.tensor) for origin in origins if origin.slot.edges is None}
+
+    def passes_on(origin: Origin) -> bool:
+        maker = graph.producer.get(origin.slot.tensor)
+        node = None if maker is None else graph.nodes[maker]
+        return node is not None and node.op == "Identity" and (origin.value, node.inputs[0]) in inside
+
+    return [origin for origin in origins if not passes_on(origin)]
 
 
 def _made_at(alignment: Alignment, value: int) -> int:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from layerdiff.outputs import OutputPairs
     from layerdiff.precision import Rounded
 
-RESHAPES = frozenset({"Transpose", "Reshape", "Cast", "Identity"})
-
 MOST = 6
 """Origins of which each is doubted; every doubt costs a run of the graph."""
 
@@ -83,13 +81,8 @@ def _exceeds(error: float | None, step: float | None) -> bool:
 
 def _step(alignment: Alignment, tensor: str) -> float | None:
     """The largest step of the integers that a tensor is dequantised from; None where it is not."""
-    graph = alignment.candidate.graph
-    index = graph.producer.get(tensor)
-    while index is not None and graph.nodes[index].op in RESHAPES:
-        index = graph.producer.get(graph.nodes[index].inputs[0])
-    if index is None or graph.nodes[index].op != "DequantizeLinear":
-        return None
-    scale = alignment.candidate.constants.get(graph.nodes[index].inputs[1])
+    node = alignment.candidate.graph.dequantiser(tensor)
+    scale = None if node is None else alignment.candidate.constants.get(node.inputs[1])
     return None if scale is None else float(scale.max())
 
 

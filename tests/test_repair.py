@@ -698,3 +698,24 @@ def test_a_file_is_not_written_whose_right_outputs_would_be_wrong(trace: Trace, 
     with pytest.raises(RepairError, match="outputs that are right would no longer be"):
         report.repair(target)
     assert not target.exists()
+
+
+class GivesOutItsInside(nn.Module):
+    """An output that the model itself goes on with, as hidden states are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.norm, self.head = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        inside = self.norm(self.up(x))
+        return inside, self.head(torch.tanh(inside))
+
+
+def test_a_layer_whose_output_is_also_read_inside_is_accused_once_and_corrected(trace: Trace, tmp_path: Path) -> None:
+    model, x = fill(GivesOutItsInside()).eval(), noise("repair.inside", 4, 6)
+    bad = deepcopy(model)
+    bad.norm.eps = 0.1
+    report = trace(model, export(bad, (x,), Exporter.TORCHSCRIPT), x)
+    assert [d.layer for d in report.divergences] == ["norm"]
+    assert report.repair(tmp_path / "fixed.onnx").agrees

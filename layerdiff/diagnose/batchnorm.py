@@ -88,9 +88,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
 
 def _in_integers(stretch: Stretch, node: Node) -> bool:
     """Whether a node reads what is dequantised: such weights are judged by their scales."""
-    graph = stretch.alignment.candidate.graph
-    makers = (graph.producer.get(name) for name in node.inputs)
-    return any(index is not None and graph.nodes[index].op == "DequantizeLinear" for index in makers)
+    return any(stretch.alignment.candidate.graph.dequantiser(name) is not None for name in node.inputs)
 
 
 def _training(stretch: Stretch) -> Iterator[Hypothesis]:

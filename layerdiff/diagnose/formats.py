@@ -84,6 +84,8 @@ def _stored(stretch: Stretch) -> Iterator[Hypothesis]:
         if difference.what is What.CONSTANT and (stored := _integers_behind(stretch, difference)) is not None:
             from layerdiff.diagnose.semantics import changes_for
 
+            if stretch.only_quantised(difference):
+                continue
             info = np.iinfo(stored.dtype)
             clipped = int(np.sum((stored == info.min) | (stored == info.max)))
             text = f"A constant of {difference.op} is kept as {stored.dtype}, in a scale that does not hold it."
@@ -122,12 +124,6 @@ def _integers_behind(stretch: Stretch, difference: Difference) -> Array | None:
     reads = graph.nodes[node.index].inputs
     if difference.place.slot >= len(reads):  # an operand that only the model's own node has
         return None
-    name = reads[difference.place.slot]
-    index = graph.producer.get(name)
-    while index is not None and graph.nodes[index].op in ("Transpose", "Reshape", "Identity", "Cast"):
-        name = graph.nodes[index].inputs[0]
-        index = graph.producer.get(name)
-    if index is None or graph.nodes[index].op != "DequantizeLinear":
-        return None
-    stored = graph.initializer(graph.nodes[index].inputs[0])
+    dequantiser = graph.dequantiser(reads[difference.place.slot])
+    stored = None if dequantiser is None else graph.initializer(dequantiser.inputs[0])
     return stored if stored is not None and stored.dtype.kind in "iu" else None

@@ -43,8 +43,8 @@ _NEARLY_ALL = 0.1
 _NEAR = 1.5
 # Clipped values are few, and what they add to the error of all can be little.
 _CLIPPED_FALLS = 0.85
-# What weights pass through behind their dequantisation.
-_PASSED_ON = frozenset({"Transpose", "Reshape", "Slice", "Cast", "Identity"})
+# What a float that is another number altogether must take away.
+_ANY = 0.95
 # How near stored weights come to the model's when only their scale, zero point or axis was wrong.
 _FITS = 0.02
 _COARSE = 4.0
@@ -106,6 +106,8 @@ def _guilty(stretch: Stretch, cures: Sequence[_Cure], before: float) -> list[_Cu
     alone = sorted(((_error(stretch, cure.patch), i) for i, cure in enumerate(cures)), key=lambda pair: pair)
     least = min(best, alone[0][0])
     falls = _CLIPPED_FALLS if any(cure.evidence.get("outside") for cure in cures) else _FALLS
+    if any(cure.cause == "weights" for cure in cures):  # a bias is wrong whatever it is beside the rounding of weights
+        falls = _ANY
     if not least <= falls * before:
         return []
     enough = max(_NEAR * least, 0.02 * before) if least <= _FALLS * before else least * (1 + 1e-3)
@@ -133,7 +135,8 @@ def _told(stretch: Stretch, guilty: Sequence[_Cure], before: float) -> Found:
         evidence["no_repair"] = "its range was found on one input and is not right for every other: calibrate again"
     remedies = dict.fromkeys(cure.remedy for cure in guilty if cure.remedy)
     remedy = "\n".join(remedies)
-    decided = evidence["relative_error_after"] <= (_FALLS if general else _NEARLY_ALL) * before
+    falls = _ANY if first.cause == "weights" else _FALLS if general else _NEARLY_ALL
+    decided = evidence["relative_error_after"] <= falls * before
     site = first.site if len({cure.site for cure in guilty}) == 1 else None
     told = Hypothesis(
         first.cause, f"{first.text}{rest}", evidence, patch if general else None, remedy, site, decided=decided
@@ -301,10 +304,8 @@ def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
         if difference.what is not What.CONSTANT or not floats or right.size != got.size:
             continue
         assert place is not None
-        maker = graph.producer.get(graph.nodes[difference.node.index].inputs[place.slot]) if difference.node else None
-        while maker is not None and graph.nodes[maker].op in _PASSED_ON:
-            maker = graph.producer.get(graph.nodes[maker].inputs[0])
-        in_integers = maker is not None and graph.nodes[maker].op == "DequantizeLinear"
+        read = graph.nodes[difference.node.index].inputs[place.slot] if difference.node else ""
+        in_integers = graph.dequantiser(read) is not None
         name, patch = parameter_behind(stretch, right), changes_for(stretch, difference)
         if in_integers or name is None or not patch or _apart(got.reshape(right.shape), right) <= _FITS:
             continue

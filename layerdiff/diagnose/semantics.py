@@ -97,7 +97,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
     for difference in stretch.comparison.differences:
         patch = changes_for(stretch, difference)
         cause = _around(stretch, difference) or _baked(stretch, difference) or cause_of(difference)
-        if not patch or cause is None:
+        if not patch or cause is None or stretch.only_quantised(difference):
             continue
         node, text, found = difference.node, text_of(difference), Wire(cause)
         if difference.what is What.WIRING and cause == "order":

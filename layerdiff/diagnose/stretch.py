@@ -16,7 +16,7 @@ from layerdiff.align.weights import parameters_of_sites
 from layerdiff.diagnose.difference import differences
 from layerdiff.diagnose.parts import MOVING, Beside, Part
 from layerdiff.errors import BackendError, PatchError
-from layerdiff.formats import rounds_to
+from layerdiff.formats import QUANTISED, rounds_to
 from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
 from layerdiff.lowering import Exporter, lowered
@@ -241,6 +241,21 @@ class Stretch:
         got = Part.of(graph, self.origin.nodes, self.alignment.candidate.constants)
         sources = {name: frozenset(self._holders(value)) for name, value in fresh.inputs.items()}
         return Comparison(fresh, Beside(wanted, got, sources))
+
+    def only_quantised(self, difference: Difference) -> bool:
+        """Whether weights that are kept in integers are about the model's: rounding is no fault of theirs."""
+        node, wanted, got = difference.node, difference.wanted, difference.got
+        if node is None or not isinstance(got, np.ndarray) or not isinstance(wanted, np.ndarray):
+            return False
+        graph, slot = (
+            self.alignment.candidate.graph,
+            difference.slot if difference.place is None else difference.place.slot,
+        )
+        names = graph.nodes[node.index].inputs
+        if got.size != wanted.size or not 0 <= slot < len(names) or graph.dequantiser(names[slot]) is None:
+            return False
+        off = float(np.linalg.norm(got.reshape(-1).astype(np.float64) - wanted.reshape(-1)))
+        return off <= QUANTISED * float(np.linalg.norm(wanted))
 
     def splice(self, fresh: Lowered) -> Splice | None:
         """The change that puts fresh nodes in place of the accused ones; None where an input is nowhere in the file."""

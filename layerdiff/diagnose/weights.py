@@ -49,7 +49,7 @@ def _by_likeness(stretch: Stretch) -> Iterator[Hypothesis]:
     """Where the file computes in other nodes than an exporter would: what looks like a parameter and is not it."""
     parameters = {name: array for site in stretch.sites for name, array in stretch.parameters(site).items()}
     for node, slot, got in stretch.constants:
-        if got.dtype.kind != "f" or got.size < 2:
+        if got.dtype.kind != "f" or got.size < 2 or stretch.alignment.candidate.graph.dequantiser(node.inputs[slot]):
             continue
         for name, array in parameters.items():
             views = [view for view in (array, array.T) if view.shape == got.shape and view.size > 1]
@@ -75,7 +75,7 @@ def _by_differences(stretch: Stretch) -> Iterator[Hypothesis]:
             wanted, got = _wrong_part(stretch, wanted, got)
         if stretch.format is not None:
             got = _unrounded(wanted, got)
-        if np.array_equal(wanted, got):
+        if np.array_equal(wanted, got) or stretch.only_quantised(difference):
             continue
         name = parameter_behind(stretch, wanted)
         patch = changes_for(stretch, difference)

@@ -9,6 +9,7 @@ import onnx
 import onnx.inliner
 
 from layerdiff.errors import RepairError
+from layerdiff.outlets import with_outlets
 from layerdiff.patch import SetConstant, Splice, change_node, patched
 from layerdiff.unfuse import unfused
 
@@ -37,6 +38,14 @@ class NoPlaceError(RepairError):
 
 def bases(file: onnx.ModelProto) -> Iterator[Base]:
     """The file, and the same with its inside visible, least changed first."""
+    for base in _forms(file):
+        yield base
+        apart = with_outlets(base.model)
+        if apart is not base.model:
+            yield Base(apart, (*base.notes, "an output that the graph reads itself got a node of its own"))
+
+
+def _forms(file: onnx.ModelProto) -> Iterator[Base]:
     yield Base(file, ())
     inlined = Base(file, ())
     if file.functions:
