@@ -66,12 +66,11 @@ def _misstored(alignment: Alignment) -> frozenset[str]:
     """
     wrong = [r for r in audit(alignment) if r.verdict is WeightVerdict.DIFFERS and r.max_abs is not None]
     steps = {r.initializer: _step(alignment, r.initializer) for r in wrong if r.initializer and len(r.shape) > 1}
-    floats = {r.initializer for r in wrong if r.initializer and r.how is Carried.CHANGED and (r.rel_l2 or 0) > ANOTHER}
-    floats = {name for name in floats if name in alignment.candidate.graph.initializers}
-    return (
-        frozenset(r.initializer for r in wrong if r.initializer and _exceeds(r.max_abs, steps.get(r.initializer)))
-        | floats
-    )
+    vectors = [r for r in wrong if len(r.shape) == 1 and r.how is Carried.CHANGED and (r.rel_l2 or 0) > ANOTHER]
+    stored = alignment.candidate.graph.initializers
+    found = [r.initializer for r in vectors if r.initializer in stored]
+    found += [r.initializer for r in wrong if r.initializer and _exceeds(r.max_abs, steps.get(r.initializer))]
+    return frozenset(name for name in found if name is not None)
 
 
 def _exceeds(error: float | None, step: float | None) -> bool:

@@ -9,7 +9,14 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
@@ -295,3 +302,82 @@ def test_a_fault_beside_weights_of_four_bits_is_told_from_their_rounding(trace, 
     if cause:
         assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == (cause, True)
         assert says in report.diagnoses[0].summary
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(30, 16)
+        self.both, self.over = nn.LSTM(16, 16, bidirectional=True, batch_first=True), nn.LSTM(32, 16, batch_first=True)
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, ids):
+        return self.head(torch.tanh(self.over(self.both(self.table(ids))[0])[0]))
+
+
+class Masked(nn.Module):
+    """Two layers of attention under a mask of constants far beyond half precision."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+        self.q, self.k, self.v = (nn.ModuleList(nn.Linear(16, 16) for _ in range(2)) for _ in range(3))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x, kept):
+        mask = (1.0 - kept[:, None, :]) * self.mask
+        for q, k, v in zip(self.q, self.k, self.v, strict=True):
+            x = x + torch.softmax(q(x) @ k(x).transpose(1, 2) / 4 + mask, -1) @ v(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize("convert", [_halved, _eight_bits])
+def test_recurrent_layers_in_a_narrow_format_only_round(trace, tmp_path, convert):
+    model, ids = fill(Tagger()).eval(), torch.arange(24).reshape(2, 12)
+    report = trace(model, convert(export(model, (ids,), Exporter.TORCHSCRIPT), tmp_path), ids)
+    assert report.divergences == ()
+    assert report.diffuse is not None
+
+
+@pytest.mark.parametrize("mask", [-1e9, float(np.finfo(np.float32).min)])
+def test_a_mask_that_half_precision_cannot_hold_is_no_fault(trace, tmp_path, mask):
+    model, x = fill(Masked(mask)).eval(), noise("precision.masked", 2, 6, 16)
+    kept = torch.tensor([[1.0] * 6, [1.0] * 4 + [0.0] * 2])
+    report = trace(model, _halved(export(model, (x, kept), Exporter.TORCHSCRIPT), tmp_path), (x, kept))
+    assert report.divergences == ()
+    assert report.diffuse.format == "float16"
+
+
+def _quantised(model, x, folder, **options):
+    onnx.save(export(model, (x,), Exporter.TORCHSCRIPT), folder / "fp32.onnx")
+    name = onnx.load(folder / "fp32.onnx").graph.input[0].name
+    quantize_static(folder / "fp32.onnx", folder / "int8.onnx", _Calibration({name: x.numpy()}), **options)
+    return onnx.load(folder / "int8.onnx")
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+def test_layers_that_are_calibrated_well_only_round(trace, tmp_path, form):
+    layers = (layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.ReLU()))
+    model, x = fill(nn.Sequential(*layers, nn.Linear(64, 8))).eval(), noise("precision.calibrated", 16, 64)
+    report = trace(model, _quantised(model, x, tmp_path, quant_format=form), x)
+    assert report.divergences == ()
+    assert report.diffuse.format == "int8"
+
+
+def test_a_range_that_leaves_a_few_numbers_out_on_purpose_is_no_fault(trace, tmp_path):
+    model, x = fill(nn.Sequential(*(nn.Linear(64, 64) for _ in range(4)))).eval(), noise("precision.clipped", 32, 64)
+    method = CalibrationMethod.Percentile
+    options = {"calibrate_method": method, "extra_options": {"CalibPercentile": 99.9, "percentile": 99.9}}
+    report = trace(model, _quantised(model, x, tmp_path, **options), x)
+    assert report.divergences == ()
+
+
+def test_an_epsilon_in_a_norm_that_stays_in_float32_is_proven(trace, tmp_path):
+    model, x = fill(Encoder()).eval(), noise("precision.mixed", 4, 5, 12)
+    bad = copy.deepcopy(model)
+    bad.norm.eps = 0.3
+    proto = export(bad, (x,), Exporter.TORCHSCRIPT)
+    mixed = convert_float_to_float16(proto, keep_io_types=True, op_block_list=["LayerNormalization"])
+    report = trace(model, mixed, x)
+    assert [d.layer for d in report.divergences] == ["norm"]
+    assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("epsilon", True)

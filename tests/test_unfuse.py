@@ -327,3 +327,15 @@ def test_integers_that_are_not_scaled_as_dynamic_quantisation_does_stay_as_they_
         changed("Mul", lambda node: node.input.pop()),
     ):
         assert unfused(proto) is proto
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_optimised_transformer_in_half_precision_only_rounds(trace, tmp_path):
+    sample = MODELS["bert"]()
+    onnx.save(export(sample.model, sample.inputs, Exporter.TORCHSCRIPT), tmp_path / "plain.onnx")
+    optimised = optimizer.optimize_model(str(tmp_path / "plain.onnx"), "bert", num_heads=4, hidden_size=32, opt_level=0)
+    optimised.convert_float_to_float16(keep_io_types=True)
+    assert {node.op_type for node in optimised.model.graph.node} >= {"Attention"}
+    report = trace(sample.model, optimised.model, sample.inputs)
+    assert report.divergences == ()
+    assert report.diffuse.format == "float16"
