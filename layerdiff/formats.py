@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 ALLOWED = {"float16": 16 * 2.0**-11, "bfloat16": 16 * 2.0**-8, "float8": 0.25, "int8": 0.25}
 # What eight bits cost most layers: what is off by more may be right, and may lack a bias.
 USUAL = {"float8": 0.1, "int8": 0.05}
-# A mask constant beyond half precision is written as its smallest number, or as what converters take for large.
-LARGEST_HALF, LARGEST_MASK = 65504.0, 9_999.0
+# A mask constant beyond half precision is written as its smallest number, or as -1e4, and added to scores.
+LARGEST_HALF, LARGEST_MASK = 65504.0, 5_000.0
 # By so much of its size four bits change a weight; eight change a tenth of that.
 QUANTISED = 0.12
 # Below its smallest normal number a format has a fixed spacing: a factor of 1e-6 keeps one digit in half precision.
