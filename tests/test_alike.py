@@ -12,7 +12,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from layerdiff import alike, lowering
+from layerdiff import alike, exporting
 from layerdiff.candidate import Candidate
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise
@@ -90,15 +90,15 @@ def test_the_same_operators_are_exported_once(trace: Trace, model: nn.Module, mo
     for block in bad:
         block.act = nn.SiLU()
     proto = export(bad, (X,), Exporter.TORCHSCRIPT)
-    lowering._kept.clear()
+    exporting._kept.clear()
     asked: list[str] = []
-    real = lowering._export
+    real = exporting._export
 
     def counted(module: nn.Module, *rest: object) -> onnx.ModelProto:
         asked.append(str(module))
         return real(module, *rest)
 
-    monkeypatch.setattr(lowering, "_export", counted)
+    monkeypatch.setattr(exporting, "_export", counted)
     report = trace(model, proto, X)
     assert [d.layer for d in report.divergences] == [f"{i}.act" for i in range(BLOCKS)]
     once = len(asked)
@@ -108,7 +108,7 @@ def test_the_same_operators_are_exported_once(trace: Trace, model: nn.Module, mo
 
 
 def test_another_shape_number_or_opset_is_another_export(monkeypatch: pytest.MonkeyPatch) -> None:
-    lowering._kept.clear()
+    exporting._kept.clear()
 
     def stretch(alpha: float, size: int) -> torch.fx.GraphModule:
         graph = torch.fx.Graph()
@@ -117,7 +117,7 @@ def test_another_shape_number_or_opset_is_another_export(monkeypatch: pytest.Mon
         return torch.fx.GraphModule(nn.Module(), graph)
 
     def key(alpha: float, size: int, opset: int = 17) -> object:
-        return lowering._content(stretch(alpha, size), (torch.zeros(size),), lowering.Exporter.TORCHSCRIPT, opset)
+        return exporting._content(stretch(alpha, size), (torch.zeros(size),), exporting.Exporter.TORCHSCRIPT, opset)
 
     assert key(0.1, 3) == key(0.1, 3)
     assert len({key(0.1, 3), key(0.2, 3), key(0.1, 4), key(0.1, 3, 18)}) == 4

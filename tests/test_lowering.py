@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name everybody uses
 from torch import nn
 
-from layerdiff.lowering import Exporter, lowered, replayed
+from layerdiff.exporting import Exporter
+from layerdiff.lowering import lowered, replayed
 from layerdiff.samples import samples
 from layerdiff.sides.open import open_reference
 from tests.conftest import run

@@ -11,7 +11,7 @@ from layerdiff.diagnose import absent, exchanged, misread, neighbours, quantizat
 from layerdiff.diagnose.core import narrowed
 from layerdiff.diagnose.cycles import closes_a_circle
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
-from layerdiff.lowering import Exporter
+from layerdiff.exporting import Exporter
 from layerdiff.model import Kind
 from layerdiff.patch import SetAttribute, SetConstant
 

@@ -16,10 +16,11 @@ from layerdiff.align.weights import parameters_of_sites
 from layerdiff.diagnose.difference import differences
 from layerdiff.diagnose.parts import MOVING, Beside, Part
 from layerdiff.errors import BackendError, PatchError
+from layerdiff.exporting import Exporter
 from layerdiff.formats import QUANTISED, rounds_to
 from layerdiff.layout import inverse
 from layerdiff.localise import Slot, reference_region
-from layerdiff.lowering import Exporter, lowered
+from layerdiff.lowering import lowered
 from layerdiff.model import Kind
 from layerdiff.operators import is_reshaping
 from layerdiff.patch import (

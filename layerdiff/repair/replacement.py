@@ -14,7 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from layerdiff.lowering import Exporter, lowered
+from layerdiff.exporting import Exporter
+from layerdiff.lowering import lowered
 from layerdiff.patch import Splice, with_reshaped_input, with_reshaped_output
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from layerdiff.fused_attention import attention_parts, whole_attention
-from layerdiff.integer_products import without_integer_products
-from layerdiff.packed_weights import packed, unpacked_parts
+from layerdiff.unfuse.attention import attention_parts, whole_attention
+from layerdiff.unfuse.integers import without_integer_products
+from layerdiff.unfuse.packed import packed, unpacked_parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
