@@ -129,7 +129,7 @@ def feeds_for(graph: Graph, arrays: Mapping[str, Array]) -> dict[str, Array]:
             f"the ONNX model has {_count(len(fed))} ({wanted}), the sample has {_count(len(arrays))} ({got}); "
             "give the same inputs to both, by name or in the order of the graph"
         )
-    chosen = {port.name: _in_layout(port, chosen[port.name]) for port in fed}
+    chosen = {port.name: _in_type(port, _in_layout(port, chosen[port.name])) for port in fed}
     for port in fed:
         _check(port, chosen[port.name])
     return chosen
@@ -166,6 +166,11 @@ def _in_layout(port: Port, array: Array) -> Array:
     """The array with its channels where the graph has them, first or last; the report warns of it."""
     axes = None if port.shape is None else moved(array.shape, port.shape)
     return array if axes is None else np.ascontiguousarray(array.transpose(axes))
+
+
+def _in_type(port: Port, array: Array) -> Array:
+    """The array in half precision where the graph takes it so, as converters leave its inputs."""
+    return array.astype(np.float16) if port.dtype == "float16" and array.dtype == np.float32 else array
 
 
 def named_arguments(sample: Sample, model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -21,8 +21,10 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
+from layerdiff.model import Diffuse, RoundedLayer
+from layerdiff.report import text
 from layerdiff.weights import WeightVerdict
-from tests.conftest import run
+from tests.conftest import report_of, run
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
 from tests.zoo.weights import fill, noise, settle
@@ -381,3 +383,28 @@ def test_an_epsilon_in_a_norm_that_stays_in_float32_is_proven(trace, tmp_path):
     report = trace(model, mixed, x)
     assert [d.layer for d in report.divergences] == ["norm"]
     assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("epsilon", True)
+
+
+def test_a_file_whose_inputs_are_in_half_precision_is_fed_so(trace):
+    model, x = fill(Encoder()).eval(), noise("precision.inputs", 4, 5, 12)
+    halved = convert_float_to_float16(export(model, (x,), Exporter.TORCHSCRIPT))
+    assert halved.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+    report = trace(model, halved, x)
+    assert report.divergences == ()
+    assert report.diffuse.format == "float16"
+
+
+def test_four_bits_beside_half_precision_only_round(trace, tmp_path):
+    layers = (layer for _ in range(3) for layer in (nn.Linear(64, 64), nn.ReLU()))
+    model, x = fill(nn.Sequential(*layers, nn.Linear(64, 8))).eval(), noise("precision.both", 2, 64)
+    packed = _four_bits(export(model, (x,), Exporter.TORCHSCRIPT), tmp_path)
+    report = trace(model, convert_float_to_float16(packed, keep_io_types=True), x)
+    assert report.divergences == ()
+    assert report.diffuse is not None
+
+
+@pytest.mark.parametrize(("second", "told"), [(0.02, True), (0.1, False)])
+def test_a_layer_that_rounds_far_more_than_the_others_is_pointed_out(second, told):
+    layers = tuple(RoundedLayer(n, 0, "Linear", "int8", e, None) for n, e in (("a", 0.2), ("b", second), ("c", 0.01)))
+    said = text._diffuse(Diffuse("int8", layers), report_of(), "")
+    assert ("a introduces 10 × as much as the next: it is worth a look." in said) is told

@@ -30,6 +30,7 @@ MARKS = {
 }
 
 _KINDS = {"reference": "PyTorch", "candidate": "ONNX"}
+_STANDS_OUT = 5.0  # times what the next layer rounds by
 _HEADINGS = ("layer", "status", "introduced", "accumulated", "noise", "ONNX tensor")
 
 
@@ -218,6 +219,8 @@ def _proof(report: Report, proofs: list[Healed]) -> str:
     there = "there" if origins == 1 else f"at the {origins} origins"
     first = both_sides(report).partition(" ")[0]
     whose = f"{first}'s" if first in _KINDS.values() else "the reference's"
+    if report.diffuse is not None and not proofs[-1].agrees and not proofs[-1].after < before / 2:
+        return f"With {whose} value put in {there} the outputs still differ ({change}): so much is rounding."
     if proofs[-1].agrees:
         return f"Proven: with {whose} value put in {there} the final outputs agree ({change})."
     if after < before / 2:
@@ -246,6 +249,10 @@ def _diffuse(diffuse: Diffuse, report: Report, where: str) -> str:
         f"{len(diffuse.layers)} layers compute in {diffuse.format}, each within what that format explains.",
         f"Most is introduced by {leading}.",
     ]
+    first, *rest = [r.rel_l2 for r in diffuse.layers]
+    if rest and first > _STANDS_OUT * rest[0] > 0:
+        name = layer_name(diffuse.layers[0].layer)
+        sentences.append(f"{name} introduces {first / rest[0]:.0f} × as much as the next: it is worth a look.")
     tried = [r for r in diffuse.layers if r.healed is not None]
     best = min(tried, key=lambda r: r.healed.after if r.healed else 0.0, default=None)
     if best is not None and best.healed is not None and best.healed.after < best.healed.before:

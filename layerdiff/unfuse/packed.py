@@ -45,8 +45,8 @@ def unpacked_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]
     """
     output, bias = node.output[0], node.input[5] if len(node.input) > 5 else ""
 
-    def part(op: str, inputs: list[str], to: str, **attributes: Any) -> onnx.NodeProto:
-        made = helper.make_node(op, inputs, [to], name=node.name, **attributes)
+    def part(op: str, inputs: list[str], made_to: str, **attributes: Any) -> onnx.NodeProto:
+        made = helper.make_node(op, inputs, [made_to], name=node.name, **attributes)
         made.metadata_props.extend(node.metadata_props)
         return made
 
@@ -57,7 +57,9 @@ def unpacked_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]
     yield part("Reshape", [f"{output}__blocks", f"{output}__shape"], f"{output}__padded")
     bounds = [f"{output}__{name}" for name in ("from", "to", "axis")]
     yield part("Slice", [f"{output}__padded", *bounds], f"{output}__columns")
-    yield part("Transpose", [f"{output}__columns"], f"{output}__weight", perm=[1, 0])
+    yield part("Transpose", [f"{output}__columns"], f"{output}__turned", perm=[1, 0])
+    kind = helper.np_dtype_to_tensor_dtype(numpy_helper.to_array(weights[node.input[2]]).dtype)
+    yield part("Cast", [f"{output}__turned"], f"{output}__weight", to=kind)
     yield part("MatMul", [node.input[0], f"{output}__weight"], f"{output}__product" if bias else output)
     if bias:
         yield part("Add", [f"{output}__product", bias], output)
@@ -74,7 +76,7 @@ def _tensors(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> d
     zero = node.input[3] if len(node.input) > 3 else ""
     return {
         "int": _unpacked(stored, bits).reshape(columns * blocks, -1)[:, :block],
-        "scales": scales.reshape(-1),
+        "scales": scales.reshape(-1).astype(np.float32),  # half precision only from opset 19 on
         "zeros": _zeros(numpy_helper.to_array(weights[zero]) if zero else None, bits, (columns, blocks)),
         "shape": np.array([columns, blocks * block]),
         "from": np.array([0]),
