@@ -555,3 +555,42 @@ def test_the_last_state_that_nothing_reads_does_not_stand_for_the_last_step(trac
     assert report.first_divergence.op == "aten.select.int"
     assert report.diagnoses[0].verified
     assert report.diagnoses[0].summary == "Operand 1 of Gather is 0; the model's is -1."
+
+
+def test_a_weight_that_a_batchnorm_was_folded_into_is_not_blamed_for_another_padding(trace: Trace) -> None:
+    def net(mode: str) -> nn.Module:
+        convolution = nn.Conv2d(4, 8, 3, padding=1, padding_mode=mode)
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), convolution, nn.BatchNorm2d(8), nn.ReLU())
+
+    x = noise("traps.padding", 2, 3, 9, 9)
+    model, other = settle(fill(net("zeros")), x), net("reflect").eval()
+    other.load_state_dict(model.state_dict())
+    report = trace(model, export(other, (x,), Exporter.TORCHSCRIPT), x)
+    assert report.first_divergence.layer == "2"
+    assert report.diagnoses[0].cause == "padding"
+
+
+class Heads(nn.Module):
+    """A product for each head, written as an einsum, which one exporter keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(noise("traps.heads", 4, 8, 8))
+        self.out = nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.tanh(torch.einsum("bhd,hde->bhe", x, self.weight)).flatten(1))
+
+
+def test_a_wrong_weight_of_an_einsum_is_named_with_the_error_that_it_makes(trace: Trace) -> None:
+    model, x = fill(Heads()).eval(), noise("traps.heads.x", 3, 4, 8)
+    bad = copy.deepcopy(model)
+    bad.weight.data[2, 3, 1] += 0.05
+    proto = export(bad, (x,), Exporter.TORCHSCRIPT)
+    assert "Einsum" in {node.op_type for node in proto.graph.node}
+    report = trace(model, proto, x)
+    first, cause = report.first_divergence, report.diagnoses[0]
+    wrong = (torch.einsum("bhd,hde->bhe", x, bad.weight) - torch.einsum("bhd,hde->bhe", x, model.weight)).abs().max()
+    assert first.metrics.max_abs == pytest.approx(float(wrong), rel=1e-3)
+    assert (cause.cause, cause.verified) == ("weights", True)
+    assert cause.summary == "weight differs in channel 2 of 4."

@@ -46,10 +46,14 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
 
 
 def _by_likeness(stretch: Stretch) -> Iterator[Hypothesis]:
-    """Where the file computes in other nodes than an exporter would: what looks like a parameter and is not it."""
+    """Of nodes that an exporter would not have written (an Einsum): what looks like a parameter and is not it."""
+    differences = () if stretch.comparison is None else stretch.comparison.differences
+    strange = {d.node.index for d in differences if d.what in (What.EXTRA, What.OPERATOR) and d.node is not None}
     parameters = {name: array for site in stretch.sites for name, array in stretch.parameters(site).items()}
     for node, slot, got in stretch.constants:
-        if got.dtype.kind != "f" or got.size < 2 or stretch.alignment.candidate.graph.dequantiser(node.inputs[slot]):
+        if node.index not in strange or got.dtype.kind != "f" or got.size < 2:
+            continue
+        if stretch.alignment.candidate.graph.dequantiser(node.inputs[slot]):
             continue
         for name, array in parameters.items():
             views = [view for view in (array, array.T) if view.shape == got.shape and view.size > 1]
