@@ -14,8 +14,9 @@ import numpy as np
 
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
-from layerdiff.diagnose.quantisers import Activation, Scheme, Stored, activations, fitted, stored
+from layerdiff.diagnose.quantisers import Activation, Scheme, activations, fitted, stored
 from layerdiff.diagnose.semantics import changes_for
+from layerdiff.diagnose.stored import FITS, apart, short, what_is_wrong
 from layerdiff.diagnose.weights import in_what_way, parameter_behind, reader_of
 from layerdiff.errors import BackendError, PatchError
 from layerdiff.model import Kind
@@ -45,11 +46,7 @@ _NEAR = 1.5
 _CLIPPED_FALLS = 0.85
 # What a float that is another number altogether must take away.
 _ANY = 0.95
-# How near stored weights come to the model's when only their scale, zero point or axis was wrong.
-_FITS = 0.02
 _COARSE = 4.0
-# Factors of channels that are so near each other are told as one.
-_ALIKE = 1.1
 
 
 @dataclass(frozen=True)
@@ -233,8 +230,8 @@ def _two_schemes(stretch: Stretch, one: Activation) -> _Cure:
     right, wrong = ((one.written, one.read), (one.read, one.written))[better]
     node = (one.reader, one.writer)[better]
     text = (
-        f"{one.tensor} is quantised with scale {_short(one.written.scale)} and zero point {_short(one.written.zero)}, "
-        f"and dequantised with {_short(one.read.scale)} and {_short(one.read.zero)}."
+        f"{one.tensor} is quantised with scale {short(one.written.scale)} and zero point {short(one.written.zero)}, "
+        f"and dequantised with {short(one.read.scale)} and {short(one.read.zero)}."
     )
     evidence = _numbers(one.tensor, wrong, right) | {"node": node.name}
     return _Cure(text, evidence, ways[better], general=True, remedy="")
@@ -277,9 +274,9 @@ def _of_weights(stretch: Stretch, graph: Graph, constants: Mapping[str, Array]) 
         right = wanted.get(one.node.outputs[0])
         if right is None or right.shape != one.integers.shape:
             continue
-        difference = _apart(one.scheme.real(one.integers), right)
-        scheme, what = _what_is_wrong(one, right)
-        if difference <= _FITS:
+        difference = apart(one.scheme.real(one.integers), right)
+        scheme, what = what_is_wrong(one, right)
+        if difference <= FITS:
             continue
         again = scheme.integers(right)
         patch = (SetConstant(one.node.outputs[0], 0, again), *_set(one.node, scheme))
@@ -307,7 +304,7 @@ def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
         read = graph.nodes[difference.node.index].inputs[place.slot] if difference.node else ""
         in_integers = graph.dequantiser(read) is not None
         name, patch = parameter_behind(stretch, right), changes_for(stretch, difference)
-        if in_integers or name is None or not patch or _apart(got.reshape(right.shape), right) <= _FITS:
+        if in_integers or name is None or not patch or apart(got.reshape(right.shape), right) <= FITS:
             continue
         text, evidence = in_what_way(stretch, name, right, got)
         again, site = "export again from the model that is meant to ship", reader_of(stretch, name)
@@ -332,68 +329,6 @@ def _wanted_weights(stretch: Stretch) -> Iterator[tuple[str, Array]]:
         yield name, right
 
 
-def _what_is_wrong(one: Stored, right: Array) -> tuple[Scheme, str]:
-    """The scheme that the weights should have, and in what way the file's differ."""
-    scheme, integers = one.scheme, one.integers
-    if integers.dtype.itemsize > 1:  # a bias: its scale is the product of two others, and it has room for any number
-        factors = _factors(scheme.real(integers), right, scheme)
-        refitted = Scheme((scheme.scale * factors).astype(scheme.scale.dtype), scheme.zero, scheme.axis)
-        fits = _apart(refitted.real(integers), right) <= _FITS
-        return refitted if fits else scheme, _misscaled(one, right)
-    for axis in range(right.ndim) if scheme.per_channel else ():
-        other = Scheme(scheme.scale, scheme.zero, axis)
-        if right.shape[axis] == scheme.scale.size and _apart(other.real(integers), right) <= _FITS:
-            return fitted(right, scheme, axis), f"have their scales along axis {scheme.axis} instead of {axis}"
-    return fitted(right, scheme), _misread(one, right) or _misscaled(one, right)
-
-
-def _misread(one: Stored, right: Array) -> str | None:
-    """That the integers are right, and read with another sign or from another zero."""
-    scheme, integers = one.scheme, one.integers
-    kind = np.dtype("i1") if integers.dtype.kind == "u" else np.dtype("u1")
-    zeros = [scheme.zero.view(kind), np.full_like(scheme.zero, 0 if kind.kind == "i" else 128, kind)]
-    if any(_apart(Scheme(scheme.scale, z, scheme.axis).real(integers.view(kind)), right) <= _FITS for z in zeros):
-        return f"are {kind.name} numbers that are read as {integers.dtype}"
-    limits = np.iinfo(integers.dtype)
-    for number in range(limits.min, limits.max + 1):
-        moved = Scheme(scheme.scale, np.full_like(scheme.zero, number), scheme.axis)
-        if _apart(moved.real(integers), right) <= _FITS:
-            return f"have the zero point {_short(scheme.zero)} instead of {number}"
-    return None
-
-
-def _misscaled(one: Stored, right: Array) -> str:
-    """That the integers are right and their scale is not; else how many are clipped, or how far off they are."""
-    scheme, integers = one.scheme, one.integers
-    factors = _factors(scheme.real(integers), right, scheme)
-    refitted = Scheme((scheme.scale * factors).astype(scheme.scale.dtype), scheme.zero, scheme.axis)
-    if _apart(refitted.real(integers), right) <= _FITS:
-        wrong = np.flatnonzero(np.abs(factors - 1) > _FITS)
-        ratios = np.sort(1 / factors.reshape(-1)[wrong]) if wrong.size else np.ones(1)
-        spread = f"{ratios[0]:.4g} to {ratios[-1]:.4g}"
-        ratio = f"{float(np.median(ratios)):.4g}" if ratios[-1] < _ALIKE * ratios[0] else spread
-        where = f" in {wrong.size} of {factors.size} channels" if factors.size > 1 else ""
-        return f"have a scale that is {ratio} times theirs{where}"
-    limits = np.iinfo(integers.dtype)
-    ends = int(np.sum((integers == limits.min) | (integers == limits.max)))
-    if ends > max(4 * scheme.scale.size, integers.size // 100):
-        return f"are clipped: {ends} of {integers.size} are at an end of the range"
-    return f"are not the model's: they differ by {_apart(scheme.real(integers), right):.2g} of their size"
-
-
-def _factors(real: Array, right: Array, scheme: Scheme) -> Array:
-    """By how much each scale must be multiplied for the integers to come nearest to the right weights."""
-    if not scheme.per_channel:
-        return np.asarray(np.sum(real * right) / max(float(np.sum(real * real)), 1e-300)).reshape(scheme.scale.shape)
-    axis = scheme.axis % right.ndim
-    rest = tuple(a for a in range(right.ndim) if a != axis)
-    return np.asarray(np.sum(real * right, axis=rest) / np.maximum(np.sum(real * real, axis=rest), 1e-300))
-
-
-def _apart(real: Array, right: Array) -> float:
-    return float(np.linalg.norm(real - right)) / max(float(np.linalg.norm(right)), 1e-300)
-
-
 # Words and changes.
 
 
@@ -408,20 +343,13 @@ def _numbers(tensor: str, got: Scheme, wanted: Scheme) -> dict[str, Any]:
         "dtype": str(got.zero.dtype),
         "symmetric": got.symmetric,
         "per": "channel" if got.per_channel else "tensor",
-        "scale": _short(got.scale),
-        "zero_point": _short(got.zero),
+        "scale": short(got.scale),
+        "zero_point": short(got.zero),
         "range": list(got.range),
-        "wanted_scale": _short(wanted.scale),
-        "wanted_zero_point": _short(wanted.zero),
+        "wanted_scale": short(wanted.scale),
+        "wanted_zero_point": short(wanted.zero),
         "wanted_range": list(wanted.range),
     }
-
-
-def _short(array: Array) -> Any:
-    """One number where all are one; else the first few."""
-    flat = array.reshape(-1)
-    numbers = [float(f"{x:.6g}") if array.dtype.kind == "f" else int(x) for x in flat[:4]]
-    return numbers[0] if flat.size == 1 or np.all(flat == flat[0]) else f"{numbers} … of {flat.size}"
 
 
 def _calibrate(tensor: str, wanted: Scheme) -> str:

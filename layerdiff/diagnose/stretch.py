@@ -248,10 +248,8 @@ class Stretch:
         node, wanted, got = difference.node, difference.wanted, difference.got
         if node is None or not isinstance(got, np.ndarray) or not isinstance(wanted, np.ndarray):
             return False
-        graph, slot = (
-            self.alignment.candidate.graph,
-            difference.slot if difference.place is None else difference.place.slot,
-        )
+        graph = self.alignment.candidate.graph
+        slot = difference.slot if difference.place is None else difference.place.slot
         names = graph.nodes[node.index].inputs
         if got.size != wanted.size or not 0 <= slot < len(names) or graph.dequantiser(names[slot]) is None:
             return False
