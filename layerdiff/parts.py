@@ -7,16 +7,18 @@ is not.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layerdiff.blocks import pairs_of_blocks
 from layerdiff.measure import limit_for, scale_of
 from layerdiff.model import Noise
 from layerdiff.operators import base_name, is_reshaping
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from layerdiff.model import Metrics, Reference, Site
 
@@ -48,6 +50,9 @@ def limits_of_parts(reference: Reference, value: int, floor: Mapping[int, Noise]
 
 def judged_by_parts(metrics: Metrics, expected: Array, actual: Array, limits: Array) -> Metrics:
     """The metrics of an output that agrees as a whole, judged element by element."""
+    with np.errstate(invalid="ignore"):
+        if all(np.all(gap <= allowed) for gap, allowed in _gaps(expected, actual, limits)):
+            return metrics
     with np.errstate(invalid="ignore", divide="ignore"):
         gap = np.abs(actual - expected)
         times = np.where(gap > 0, gap / limits, 0.0)
@@ -59,14 +64,21 @@ def judged_by_parts(metrics: Metrics, expected: Array, actual: Array, limits: Ar
     return replace(metrics, within=within, worst_index=place, limit=limit, times_limit=worst, agrees=False)
 
 
+def _gaps(expected: Array, actual: Array, limits: Array) -> Iterator[tuple[Array, Array]]:
+    """How far apart the numbers are and what is allowed, block by block."""
+    allowed = limits.reshape(-1)
+    for begin, one, other in pairs_of_blocks(expected, actual):
+        yield np.abs(other - one), allowed[begin : begin + one.size]
+
+
 def _parts(reference: Reference, value: int) -> tuple[list[int], Array]:
     """The values that a value was put together of, and for each element the number of the one that it comes from."""
     shape, site = reference.values[value].shape, reference.producer(value)
     if site is not None and base_name(site.op) in _JOINS:
         found = [_parts(reference, index) for index in site.inputs if len(reference.values[index].shape) == len(shape)]
-        begins = np.cumsum([0, *(len(parts) for parts, _ in found)])
+        begins = list(accumulate((len(parts) for parts, _ in found), initial=0))
         axis = site.arguments.get("dim", site.arguments.get("axis", 0))
-        joined = np.concatenate([p + b for (_, p), b in zip(found, begins, strict=False)], axis, dtype=np.int16)
+        joined = np.concatenate([p + b for (_, p), b in zip(found, begins, strict=False)], axis)
         if joined.shape == shape:
             return [part for parts, _ in found for part in parts], joined
     axes = None if site is None else _axes(site, len(shape))
