@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-BLOCK = 32_768
-"""Elements: a few float64 buffers of this size fit into a second-level cache."""
+BLOCK = 65_536
+"""Elements: four float32 buffers of this size fit into a second-level cache."""
 TILE = 64
 # Elements of whole rows: so many that of a matrix on its side, too, a few lie one behind the other.
 AT_ONCE = 1 << 18
@@ -62,10 +62,11 @@ def plain(e: Array, a: Array) -> bool:
     return bool(e.flags.c_contiguous and a.flags.c_contiguous)
 
 
-def blocks(array: Array) -> Iterator[Array]:
-    """The numbers of an array, in memory order, a block at a time."""
+def blocks(array: Array, *, first: int = BLOCK) -> Iterator[Array]:
+    """The numbers of an array, in memory order, a block at a time; the first may be smaller."""
     flat = array.reshape(-1)
-    return (flat[begin : begin + BLOCK] for begin in range(0, flat.size, BLOCK))
+    yield flat[:first]
+    yield from (flat[begin : begin + BLOCK] for begin in range(first, flat.size, BLOCK))
 
 
 def pairs_of_blocks(e: Array, a: Array) -> Iterator[tuple[int, Array, Array]]:

@@ -2,31 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.backends import Optimisation
+from layerdiff.backends import Optimisation, Sparing
 from layerdiff.errors import RuntimeDiedError
 from layerdiff.external import with_weights
 from layerdiff.flatten import flattened, left_whole
 from layerdiff.graph import RANDOM, Graph, Injection
 from layerdiff.layout import after, inverse, named
 from layerdiff.portions import few_at_once, portions
-from layerdiff.sizes import counting, sizes_by_inference
-from layerdiff.store import Made, Shelf, Store
+from layerdiff.relay import Relay
+from layerdiff.shelf import Made, Shelf
+from layerdiff.sizes import counting, shapes_by_inference
+from layerdiff.skim import skimmed
+from layerdiff.store import Store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Container, Iterable, Mapping, Sequence
     from pathlib import Path
 
     import onnx
 
-    from layerdiff.backends import Backend
+    from layerdiff.backends import Backend, Room, Session
     from layerdiff.layout import Axes
-    from layerdiff.store import Held
+    from layerdiff.shelf import Outline
 
     Array = np.ndarray[Any, Any]
 
@@ -152,8 +156,26 @@ class Candidate:
     @cached_property
     def tapped(self) -> Shelf[str]:
         """Every tensor that the graph computes or gives out, and its inputs, from one run without optimisations."""
+        return self._with_what_is_given(self._every({}))
+
+    def _with_what_is_given(self, computed: Shelf[str]) -> Shelf[str]:
+        """What the graph computes beside its inputs, and the outputs that are constants."""
         fixed = [port.name for port in self.graph.outputs if port.name in self.graph.constant]
-        return self._every({}).beside(self.feeds).beside({name: self.constants[name] for name in fixed})
+        return computed.beside(self.feeds).beside({name: self.constants[name] for name in fixed})
+
+    def outline(self, tensor: str) -> Outline:
+        """The shape and type of a tensor of the normal run."""
+        found = self.tapped.held(tensor)
+        if found is None:
+            raise KeyError(tensor)
+        return found
+
+    def skim(self, look: Callable[[Shelf[str]], Container[str]]) -> None:
+        """Have most tensors of the normal run gone when they were looked at, where that is worth it: see `skimmed`."""
+        again = lru_cache(maxsize=1)(partial(self._every, {}))
+        found = None if self.layout else skimmed(Relay(self, self._fed), self._shapes, self._store, look, again)
+        if found is not None:
+            self.__dict__["tapped"] = self._with_what_is_given(found)
 
     @cached_property
     def unstable(self) -> frozenset[str]:
@@ -276,26 +298,13 @@ class Candidate:
         Where memory may not hold it all, or there are very many, one portion of the graph runs after the other. A node
         computes the same from the same operands, whatever else is in its graph.
         """
-        wanted, known = self.graph.computed_set if names is None else set(names), known or {}
+        wanted = self.graph.computed_set if names is None else set(names)
         keep = self._store.keep_copy if len(self._portions) > 1 else self._store.keep  # copies, as of what ships
-        made: dict[str, Held] = {}
-        border = {*values, *known}
+        relay = Relay(self, self._fed, values, edges, known or {})
         for portion in self._portions:
-            asked = [name for name in portion if name in wanted]
-            nodes, start = self.graph.leading_to(asked, border)
-            injections = [Injection(n, self.as_in_file(n, values[n])) for n in sorted(start) if n in values]
-            injections += [
-                replace(i, value=self.as_in_file(i.tensor, i.value))
-                for i in edges
-                if any(n in nodes for n, _ in i.edges or ())
-            ]
-            others = [name for name in sorted(start) if name not in values]
-            sources = {n: made[n].array if n in made else self._fed[n] for n in others if n not in known}
-            sources |= {n: self.as_in_file(n, known[n]) for n in others if n in known}
-            found = self._in_file(asked, injections, nodes, sources)
-            border.update(found)
-            made |= {name: keep(found.pop(name)) for name in list(found)}
-        return Shelf(made).turned(self.layout)
+            found = relay.run([name for name in portion if name in wanted])
+            relay.made |= {name: keep(found.pop(name)) for name in list(found)}
+        return Shelf(relay.made).turned(self.layout)
 
     @cached_property
     def _portions(self) -> list[Sequence[str]]:
@@ -306,9 +315,14 @@ class Candidate:
             return few_at_once(self.graph, names)
         return portions(self.graph, names, self._sizes(names), most_bytes) or [names]
 
+    @cached_property
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each tensor of which that can be told without a run."""
+        return shapes_by_inference(self.graph, {name: array.shape for name, array in self._fed.items()})
+
     def _sizes(self, names: Sequence[str]) -> dict[str, int]:
         """About how many bytes each tensor takes: by their shapes, else from a run that gives their sizes alone."""
-        inferred = sizes_by_inference(self.graph, {name: array.shape for name, array in self._fed.items()})
+        inferred = {name: math.prod(shape) for name, shape in self._shapes.items()}
         known = [inferred[name] for name in names if name in inferred]
         if len(known) >= MOSTLY * len(names):  # the few others are taken to be large
             return {name: 4 * inferred.get(name, max(known)) for name in names}
@@ -340,10 +354,38 @@ class Candidate:
         """The same, with all axes as the file has them."""
         if not outputs:
             return {}
+        session, feeds = self._opened(outputs, injections, nodes, sources, optimisation)
+        return {name: array for name, array in session.run(feeds).items() if array is not None}
+
+    def part_in_file(
+        self,
+        outputs: Sequence[str],
+        injections: Sequence[Injection],
+        nodes: Iterable[int],
+        sources: Mapping[str, Array],
+        room: Room | None,
+    ) -> dict[str, Array]:
+        """The same of some nodes, with the outputs in a room where the runtime can put them there."""
+        if not outputs:
+            return {}
+        session, feeds = self._opened(outputs, injections, nodes, sources, Optimisation.NONE)
+        arrays = (
+            session.run(feeds) if room is None or not isinstance(session, Sparing) else session.run_into(room, feeds)
+        )
+        return {name: array for name, array in arrays.items() if array is not None}
+
+    def _opened(
+        self,
+        outputs: Sequence[str],
+        injections: Sequence[Injection],
+        nodes: Iterable[int] | None,
+        sources: Mapping[str, Array] | None,
+        optimisation: Optimisation,
+    ) -> tuple[Session, dict[str, Array]]:
+        """A session for some tensors, and what it is fed."""
         model = self.graph.rewritten(outputs, injections, nodes=nodes, sources=sources)
         feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
-        arrays = self._backend.open(model, optimisation).run(feeds)
-        return {name: array for name, array in arrays.items() if array is not None}
+        return self._backend.open(model, optimisation), feeds
 
 
 def _are_same(some: Sequence[Injection], others: Sequence[Injection]) -> bool:

@@ -25,8 +25,9 @@ from layerdiff.control_flow import STEP_BY_STEP
 from layerdiff.errors import LayerdiffError, ReferenceFailedError
 from layerdiff.fp32 import full_float32
 from layerdiff.model import CONTAINER, Call, Operand, Reference, Replay, Site, Value
+from layerdiff.shelf import Made
 from layerdiff.signature import signature_of
-from layerdiff.store import Made, Store
+from layerdiff.store import Store
 from layerdiff.tensors import as_array, has_numbers, named_tensors, storage_of, tensors_in
 from layerdiff.unset import UnsetMemory
 from layerdiff.untouched import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
@@ -48,6 +49,7 @@ def package_versions() -> dict[str, str]:
     return {name: installed(name) for name in PACKAGES}
 
 
+@cache
 def installed(package: str) -> str:
     """The installed version of a package, or "missing"."""
     try:

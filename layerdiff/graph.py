@@ -135,6 +135,10 @@ def _of_proto(source: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
+MAPPED = 256 << 20
+"""Bytes of weights that stay mapped: to map a file takes longer than to read from it."""
+
+
 class Graph:
     """A candidate graph: nodes, producers and consumers, what is alive, what is constant.
 
@@ -149,6 +153,7 @@ class Graph:
         self.model = model
         self._folder = folder_of(model)
         self._read: dict[str, np.ndarray[Any, Any]] = {}
+        self._mapped = 0
         initializers = {t.name for t in model.graph.initializer} | {
             t.values.name for t in model.graph.sparse_initializer
         }
@@ -296,7 +301,8 @@ class Graph:
         array = numbers(stored, self._folder)
         if NARROW.get(stored.data_type) == onnx.TensorProto.FLOAT:
             array = array.astype(np.float32)
-        if not is_outside(stored):
+        if not is_outside(stored) or self._mapped + array.nbytes <= MAPPED:
+            self._mapped += array.nbytes if is_outside(stored) else 0
             self._read[name] = array
         return array
 

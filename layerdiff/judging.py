@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.errors import BackendError, LayerdiffError, ReferenceFailedError, RuntimeDiedError
 from layerdiff.evident import evident, far_off
+from layerdiff.measure import limits_for
 from layerdiff.model import SampleResult
 from layerdiff.reached import add_place
 from layerdiff.reconsider import Located
 from layerdiff.several import judged
-from layerdiff.sound import sound
+from layerdiff.sound import skim, sound
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from layerdiff.candidate import Candidate
+    from layerdiff.measure import Limit
     from layerdiff.model import Noise, OutputResult, Reference
     from layerdiff.outputs import OutputPairs
     from layerdiff.progress import Progress
@@ -71,11 +74,12 @@ class Judge:
             reference = run.reference.capture(sample)
         bar.stage("running the candidate")
         outputs = run.paired(reference, {}, candidate.graph, index)
-        shipped, tapped, death = _ran(candidate)
+        added = limits_for(reference, {}, None) if self._may_do_without_twin else {}
+        shipped, tapped, death = _ran(candidate, partial(skim, reference, candidate, outputs, added) if added else None)
         floor, place = None, None
         if self._may_do_without_twin and death is None:
             bar.stage("aligning layers")
-            floor, place = self._without_twin(reference, candidate, outputs)
+            floor, place = self._without_twin(reference, candidate, outputs, added)
         if floor is None:
             floor = self._twin(sample, reference, bar)
         outputs = replace(outputs, floor=floor)
@@ -85,10 +89,10 @@ class Judge:
         return Judged(index, sample, candidate, reference, outputs, results, told, death, place)
 
     def _without_twin(
-        self, reference: Reference, candidate: Candidate, outputs: OutputPairs
+        self, reference: Reference, candidate: Candidate, outputs: OutputPairs, added: Mapping[int, Limit]
     ) -> tuple[Mapping[int, Noise] | None, Located | None]:
         """The noise floor, where it can be told without a twin, and where the graph goes wrong."""
-        healthy = sound(reference, candidate, outputs)
+        healthy = sound(reference, candidate, outputs, added)
         if healthy is not None:
             return healthy.floor, Located(healthy.alignment, [], [])
         if not far_off(reference, candidate, outputs):
@@ -128,12 +132,14 @@ def _named(run: Runner) -> Iterator[None]:
 
 
 def _ran(
-    candidate: Candidate,
+    candidate: Candidate, skim: Callable[[], None] | None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], RuntimeDiedError | None]:
     """What the candidate gives as it ships and with every tensor visible, up to where the runtime died."""
     shipped: Mapping[str, Any] = {}
     try:
         shipped = candidate.shipped
+        if skim is not None:
+            skim()
         tapped = candidate.tapped
     except RuntimeDiedError as death:
         return shipped, {}, death

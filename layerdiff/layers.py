@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from layerdiff.keys import call_key, site_keys
 from layerdiff.layout import named
-from layerdiff.measure import measure
+from layerdiff.measure import measured_in
 from layerdiff.model import CONTAINER, Coverage, LayerResult, Metrics, Pair, Status
 from layerdiff.operators import is_reshaping
+from layerdiff.shelf import outline, size_of
 from layerdiff.suggest import Places
 
 if TYPE_CHECKING:
@@ -127,7 +126,7 @@ class LayerBook:
         if pair is None:
             return self._without_counterpart(value, call, op)
         if value in found.constants:
-            metrics = self._metrics(value, found.candidate.constants[pair.tensor])
+            metrics = self._metrics(value, found.candidate.constants, pair.tensor)
             return LayerResult(
                 call.layer, call.call, call.type, op, pair.tensor, pair.evidence, Status.AGREES,
                 "a constant of the graph", metrics, metrics, self._floor.get(value),
@@ -146,7 +145,7 @@ class LayerBook:
             axes = found.candidate.layout.get(pair.tensor)
             if axes is not None:
                 return Status.AGREES, f"{named(axes)} in the file, compared after {axes}"
-            shape = found.candidate.tapped[pair.tensor].shape
+            shape = found.candidate.outline(pair.tensor).shape
             differs = shape != self._reference.values[value].shape
             return Status.AGREES, f"same numbers in shape {shape}" if differs else ""
         rounded = self._rounded.get(found.root(value))
@@ -194,19 +193,18 @@ class LayerBook:
         """What a tensor is off by, in the normal run and from expected inputs; several calls may return it."""
         key, found = (value, tensor), self._alignment
         if key not in self._measured:
-            normal, alone = (run.get(tensor) for run in (found.candidate.tapped, found.isolated))
-            accumulated = introduced = self._metrics(value, normal)
+            normal, alone = (outline(run, tensor) for run in (found.candidate.tapped, found.isolated))
+            accumulated = introduced = self._metrics(value, found.candidate.tapped, tensor)
             if found.isolated and alone is not normal:
-                introduced = self._metrics(value, alone)
+                introduced = self._metrics(value, found.isolated, tensor)
             self._measured[key] = accumulated, introduced
         return self._measured[key]
 
-    def _metrics(self, value: int, actual: NDArray[Any] | None) -> Metrics | None:
-        known = self._reference.values[value]
-        if known.array is None or actual is None or actual.size != known.array.size:
+    def _metrics(self, value: int, run: Mapping[str, NDArray[Any]], tensor: str) -> Metrics | None:
+        known, there = self._reference.values[value], outline(run, tensor)
+        if known.array is None or there is None or size_of(there) != known.array.size:
             return None
-        shaped = np.ascontiguousarray(actual).reshape(known.array.shape)
-        return measure(known.array, shaped, dtype=known.dtype, tolerance=self._alignment.limits[value])
+        return measured_in(run, tensor, known, self._alignment.limits[value])
 
     @staticmethod
     def _result(call: Call, op: str | None, status: Status, reason: str) -> LayerResult:

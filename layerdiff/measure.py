@@ -11,15 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.blocks import Overall, largest, overall, plain
+from layerdiff.blocks import Apart, Overall, largest, overall, plain
 from layerdiff.model import Metrics, Noise, Tolerance
+from layerdiff.shelf import Shelf
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from numpy.typing import NDArray
 
-    from layerdiff.model import Reference
+    from layerdiff.model import Reference, Value
 
     Array = NDArray[Any]
 
@@ -45,6 +46,8 @@ MASK_KINDS = 4
 # Squares of float32 numbers in float32 vanish below about 1e-38.
 _TINY = 1e-12
 _CANCELLED = 1e-2
+OVERALL = "overall"
+"""Under which it is noted what a pass over a tensor and a value showed."""
 
 
 def mask_like(array: Array) -> NDArray[np.bool_]:
@@ -187,8 +190,11 @@ def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -
     if dtype != "float32" or allowed.rtol != 0 or not plain(e, a):
         return None
     seen = overall(e, a, float(np.min(allowed.atol)), MASK_SMALLEST)
-    if seen is None:
-        return None
+    return None if seen is None else _told(e, seen, lambda worst: _against(e, a, allowed.atol, seen, worst))
+
+
+def _told(e: Array, seen: Overall, judged: Callable[[tuple[int, ...]], tuple[float, float, int]]) -> Metrics | None:
+    """The metrics that a pass over two arrays gives; None where squares in single precision do not tell them."""
     grown = 2 * seen.products + seen.squares_gap  # |a|^2 - |e|^2, without the cancellation
     squares_a = seen.squares_e + grown
     norm_e, norm_a, norm_gap = (float(np.sqrt(max(x, 0.0))) for x in (seen.squares_e, squares_a, seen.squares_gap))
@@ -197,7 +203,7 @@ def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -
     if not norm_a > _CANCELLED * norm_e:
         return None  # nothing is left of the digits
     worst = tuple(int(i) for i in np.unravel_index(seen.worst, e.shape))
-    limit, times, within = _against(e, a, allowed.atol, seen, worst)
+    limit, times, within = judged(worst)
     return Metrics(
         max_abs=seen.max_abs,
         mean_abs=seen.sum_gap / e.size,
@@ -216,6 +222,31 @@ def _plain_metrics(e: Array, a: Array, dtype: str, allowed: Tolerance | Limit) -
         times_limit=times,
         agrees=within == e.size,
     )
+
+
+def look(run: Shelf[str], tensor: str, value: int, expected: Array) -> None:
+    """Note with a run what the metrics of one of its tensors, as a value, take; nothing where that is not simple."""
+    actual = run[tensor].reshape(expected.shape)
+    seen = overall(expected, actual, np.inf, MASK_SMALLEST) if plain(expected, actual) else None
+    if seen is not None:
+        run.notes[tensor, (value, OVERALL)] = seen
+        run.notes[tensor, value] = Apart(float(np.float32(seen.max_abs)), whole=True)
+
+
+def measured_in(run: Mapping[str, Array], tensor: str, value: Value, limit: Limit) -> Metrics:
+    """Metrics of a tensor of a run as a value of its size; without another look where what was noted will do."""
+    expected = value.array
+    assert expected is not None
+    seen = run.notes.get((tensor, (value.index, OVERALL))) if isinstance(run, Shelf) else None
+    if isinstance(seen, Overall) and value.dtype == "float32" and limit.rtol == 0 and isinstance(limit.atol, float):
+        allowed = limit.atol
+        if seen.max_abs <= allowed:
+            times = seen.max_abs / allowed if seen.max_abs > 0 else 0.0
+            told = _told(expected, seen, lambda _: (allowed, times, expected.size))
+            if told is not None:
+                return told
+    actual = np.ascontiguousarray(run[tensor]).reshape(expected.shape)
+    return measure(expected, actual, dtype=value.dtype, tolerance=limit)
 
 
 def _against(

@@ -1,8 +1,7 @@
-"""How many elements the tensors of a graph have: by their shapes, or by a run that counts them."""
+"""How large the tensors of a graph are: by their shapes, or by a run that counts their elements."""
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import onnx
@@ -28,8 +27,8 @@ def counting(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def sizes_by_inference(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The number of elements of each tensor of which shapes alone tell it, for inputs of the given shapes."""
+def shapes_by_inference(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor of which that can be told without a run, for inputs of the given shapes."""
     source = graph.model
     model = onnx.ModelProto(ir_version=source.ir_version, opset_import=source.opset_import)
     model.graph.name = "sizes"
@@ -53,5 +52,5 @@ def sizes_by_inference(graph: Graph, shapes: Mapping[str, tuple[int, ...]]) -> d
     for info in (*inferred.graph.value_info, *inferred.graph.output):
         tensor_type = info.type.tensor_type
         if tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in tensor_type.shape.dim):
-            found[info.name] = math.prod(d.dim_value for d in tensor_type.shape.dim)
+            found[info.name] = tuple(d.dim_value for d in tensor_type.shape.dim)
     return found

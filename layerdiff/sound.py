@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.align import only_by_values
-from layerdiff.align.values import same_numbers
+from layerdiff import measure
+from layerdiff.align import only_by_values, varying
+from layerdiff.align.layout import Corners, passed_on
+from layerdiff.align.matches import Sought
+from layerdiff.align.values import same_in, same_numbers
 from layerdiff.blocks import largest_gap
 from layerdiff.errors import BackendError
-from layerdiff.measure import Limit, limits_for, own_size_limit, with_noise
+from layerdiff.measure import Limit, own_size_limit, with_noise
 from layerdiff.model import Noise
 from layerdiff.operators import base_name
 from layerdiff.twinless import adds_its_rounding, alone, collected, draws, gap_in, holds
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from layerdiff.candidate import Candidate
     from layerdiff.model import Reference, Site
     from layerdiff.outputs import OutputPairs
+    from layerdiff.shelf import Shelf
 
     Array = np.ndarray[Any, Any]
 
@@ -50,15 +54,46 @@ class Sound:
     floor: Mapping[int, Noise]
 
 
-def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> Sound | None:
+def skim(reference: Reference, candidate: Candidate, outputs: OutputPairs, added: Mapping[int, Limit]) -> None:
+    """Look through the normal run of a candidate while it runs, if what ships is about right, and keep little of it.
+
+    `added` is what one layer may add to each value.
+    """
+    wide = collected(added)
+    if outputs.masks or draws(candidate) or not _near(outputs, candidate.shipped, wide):
+        return
+    known, graph = varying(reference), candidate.graph
+    sought, corners = Sought(known, wide), Corners(known, wide)
+    returned = {value for call in reference.calls for value in call.outputs}
+    looked_into = {value for site in reference.sites if (read := _rounds_each(reference, site)) for value in read}
+
+    turned: set[str] = set()
+
+    def look(portion: Shelf[str]) -> set[str]:
+        stays, found = set[str](), set[str]()
+        for value, name in sought.near(portion):
+            if value in returned:
+                measure.look(portion, name, value, known[value])
+            same_in(portion, name, value, known[value], wide[value])
+            if value in looked_into or (name, value) not in portion.notes:
+                stays.add(name)
+            found.add(name)
+        others = [name for name in portion if name not in found]
+        turned.update(*(names for _, names in corners.alike(portion.only(others))))
+        makers = ((name, graph.nodes[graph.producer[name]]) for name in others)
+        turned.update(name for name, node in makers if not turned.isdisjoint(passed_on(graph, node)))
+        return stays | turned
+
+    candidate.skim(look)
+
+
+def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs, added: Mapping[int, Limit]) -> Sound | None:
     """The alignment of a graph of which every layer is right from right inputs; None where that cannot be said.
 
-    `outputs` are judged without a noise floor.
+    `outputs` are judged without a noise floor; `added` is what one layer may add to each value.
     """
-    wide = collected(limits_for(reference, {}, None, outputs.tensors))
-    if outputs.masks or draws(candidate) or not _near(outputs, candidate.tapped, wide):
+    if outputs.masks or draws(candidate) or not _near(outputs, candidate.tapped, collected(added)):
         return None
-    added = limits_for(reference, {}, None)
     found = only_by_values(reference, candidate, outputs, collected(added))
     if found is None or not all(_exact(found, site) for site in reference.sites):
         return None
@@ -78,13 +113,15 @@ def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs) -> S
     return Sound(found, floor)
 
 
-def _near(outputs: OutputPairs, arrays: Mapping[str, Array], limits: Mapping[int, Limit]) -> bool:
+def _near(
+    outputs: OutputPairs, arrays: Mapping[str, Array] | Mapping[str, Array | None], limits: Mapping[int, Limit]
+) -> bool:
     """Whether every output has a partner of its shape with about its numbers."""
     for value, name in outputs.tensors.items():
-        expected = outputs.reference.values[value].array
-        if expected is None or name not in arrays or arrays[name].shape != expected.shape:
+        expected, actual = outputs.reference.values[value].array, arrays.get(name)
+        if expected is None or actual is None or actual.shape != expected.shape:
             return False
-        if not same_numbers(expected, arrays[name], limits[value]):
+        if not same_numbers(expected, actual, limits[value]):
             return False
     return not outputs.unpaired
 
@@ -95,10 +132,10 @@ def _exact(found: Alignment, site: Site) -> bool:
     Beside large numbers an epsilon is less than rounding; a logarithm or a quotient of the small ones is not.
     """
     reference, tapped = found.reference, found.candidate.tapped
-    read = [index for index in site.inputs if not reference.values[index].constant]
-    if base_name(site.op) not in _WITH_A_CONSTANT or len(read) != 1:
+    ends = _rounds_each(reference, site)
+    if ends is None:
         return True
-    pairs = [(index, found.pair(index)) for index in (read[0], site.outputs[0])]
+    pairs = [(index, found.pair(index)) for index in ends]
     sides = [(reference.values[i].array, tapped.get(pair.tensor)) for i, pair in pairs if pair is not None]
     known = [(e.reshape(-1), a.reshape(-1)) for e, a in sides if e is not None and a is not None and e.size == a.size]
     if len(known) != len(pairs) or known[0][0].size != known[1][0].size or known[1][0].dtype.kind != "f":
@@ -107,6 +144,12 @@ def _exact(found: Alignment, site: Site) -> bool:
     allowed = np.abs(a - e) + own_size_limit(reference.values[site.outputs[0]].dtype).rtol * np.abs(expected)
     with np.errstate(invalid="ignore"):
         return bool(np.all((np.abs(actual - expected) <= allowed) | (actual == expected)))
+
+
+def _rounds_each(reference: Reference, site: Site) -> tuple[int, int] | None:
+    """What goes into and comes out of a site that rounds each number by itself and reads a constant besides."""
+    read = [index for index in site.inputs if not reference.values[index].constant]
+    return (read[0], site.outputs[0]) if base_name(site.op) in _WITH_A_CONSTANT and len(read) == 1 else None
 
 
 def _as_read(found: Alignment, tensor: str, value: int, limits: Mapping[int, Limit]) -> bool:

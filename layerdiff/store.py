@@ -9,21 +9,19 @@ from __future__ import annotations
 import math
 import mmap
 import tempfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from layerdiff.arena import Arena
 from layerdiff.errors import SpillError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable
     from types import TracebackType
 
     Array = np.ndarray[Any, Any]
-
-K = TypeVar("K")
 
 SMALL = 4096
 """Arrays below so many bytes stay in memory: a file gives memory back by whole pages."""
@@ -63,6 +61,7 @@ class Store:
         self.budget = budget
         self.spilled_bytes = 0  # what ever went to disk
         self._held = self._resident = 0
+        self._arena = Arena()
         self._segment: _Segment | None = None
 
     def __enter__(self) -> Store:  # noqa: PYI034  typing.Self is not in Python 3.10
@@ -93,12 +92,12 @@ class Store:
             It has to go to disk, and the disk is full or not writable.
 
         """
-        return self._on_disk(array) if self._is_full(array) else self._in_memory(array.copy())
+        return self._on_disk(array) if self._is_full(array) else self._in_memory(self._arena.copy(array))
 
     @staticmethod
     def refer_to(array: Array) -> Held:
         """What is in memory anyway and stays there: a view of a weight, say. It takes nothing of the budget."""
-        return _Resident(array, _nothing)
+        return Resident(array)
 
     def most_at_once(self, guess_bytes: int) -> int | None:
         """How much may be computed before it is kept; None where nothing stands in the way of doing it all at once.
@@ -114,7 +113,7 @@ class Store:
 
     def _in_memory(self, array: Array) -> Held:
         self._resident += array.nbytes
-        return _Resident(array, self._let_go)
+        return Resident(array, self._let_go)
 
     def _let_go(self, size_bytes: int) -> None:
         self._resident -= size_bytes
@@ -131,19 +130,20 @@ class Store:
         return _Spilled(self._segment, begin, array.shape, array.dtype, self._let_go_of_disk)
 
 
-class _Resident:
-    """An array in memory that tells when it is let go."""
+class Resident:
+    """An array in memory that tells when it is let go, if anybody counts."""
 
     __slots__ = ("_let_go", "array", "dtype", "shape")
 
-    def __init__(self, array: Array, let_go: Callable[[int], None]) -> None:
+    def __init__(self, array: Array, let_go: Callable[[int], None] | None = None) -> None:
         self.array = array
         self.shape: tuple[int, ...] = array.shape
         self.dtype: np.dtype[Any] = array.dtype
         self._let_go = let_go
 
     def __del__(self) -> None:
-        self._let_go(self.array.nbytes)
+        if self._let_go is not None:
+            self._let_go(self.array.nbytes)
 
 
 class _Segment:
@@ -223,96 +223,6 @@ class _Spilled:
     @property
     def array(self) -> Array:
         return self.segment.view(self.begin, self.shape, self.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class _Turned:
-    """Another array with its axes permuted."""
-
-    held: Held
-    axes: tuple[int, ...]
-
-    @property
-    def array(self) -> Array:
-        return self.held.array.transpose(self.axes)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.held.shape[axis] for axis in self.axes)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.held.dtype
-
-
-class Shelf(Mapping[K, "Array"]):
-    """Arrays by name, each read when it is asked for.
-
-    `notes` are for what was found out of them, as long as they are kept: to read them all again takes long. Each key
-    begins with the name of the array.
-    """
-
-    def __init__(self, held: Mapping[K, Held]) -> None:
-        self._held = dict(held)
-        self.notes: dict[tuple[K, Any], Any] = {}
-
-    def __getitem__(self, key: K) -> Array:
-        return self._held[key].array
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._held
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._held)
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def only(self, keys: Iterable[K]) -> Shelf[K]:
-        """Some of them, in the order of the keys; those that are not there are left out."""
-        return Shelf({key: self._held[key] for key in keys if key in self._held})
-
-    def held(self, key: K) -> Held | None:
-        """Where an array is kept; None for a name that is not there."""
-        return self._held.get(key)
-
-    def turned(self, axes: Mapping[K, tuple[int, ...]]) -> Shelf[K]:
-        """The same with the axes of some permuted, where they have as many."""
-        return Shelf(
-            {k: _Turned(h, axes[k]) if len(axes.get(k, ())) == len(h.shape) > 0 else h for k, h in self._held.items()}
-        )
-
-    def beside(self, others: Mapping[K, Array]) -> Shelf[K]:
-        """The same and some arrays that are in memory anyway; what is noted of the others holds for them still."""
-        fresh = others._held if isinstance(others, Shelf) else {k: _Resident(a, _nothing) for k, a in others.items()}  # noqa: SLF001
-        found = Shelf(self._held | fresh)
-        found.notes = {about: note for about, note in self.notes.items() if about[0] not in others}
-        return found
-
-
-class Made(Mapping[K, "Array"]):
-    """Arrays by name, each made when it is asked for and not kept."""
-
-    def __init__(self, keys: Mapping[K, Any], make: Callable[[K], Array]) -> None:
-        self._keys, self._make = keys, make
-
-    def __getitem__(self, key: K) -> Array:
-        if key not in self._keys:
-            raise KeyError(key)
-        return self._make(key)
-
-    def __contains__(self, key: object) -> bool:
-        return key in self._keys
-
-    def __iter__(self) -> Iterator[K]:
-        return iter(self._keys)
-
-    def __len__(self) -> int:
-        return len(self._keys)
-
-
-def _nothing(size_bytes: int) -> None:
-    """What somebody else keeps needs no telling."""
 
 
 def _full(error: OSError, size_bytes: int) -> SpillError:

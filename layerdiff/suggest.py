@@ -6,6 +6,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.align.sampled import comparable_kind
+from layerdiff.shelf import outline, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,11 +35,9 @@ class Places:
         array, tapped = self._alignment.reference.values[value].array, self._alignment.candidate.tapped
         if array is None:
             return ()
-        fitting = [
-            name
-            for name in self._open
-            if tapped[name].size == array.size and comparable_kind(tapped[name]) == comparable_kind(array)
-        ]
+        size, kind = array.size, comparable_kind(array)
+        known = {name: one for name in self._open if (one := outline(tapped, name)) is not None}
+        fitting = [name for name, one in known.items() if size_of(one) == size and comparable_kind(one) == kind]
         if not fitting:
             return ()
         low = max(self._paired(value, self._made_from), default=-1)
@@ -46,7 +45,7 @@ class Places:
 
         def distance(name: str) -> tuple[int, bool]:
             at = self._position[name]
-            return max(low - at, at - high, 0), tapped[name].shape != array.shape
+            return max(low - at, at - high, 0), known[name].shape != array.shape
 
         return tuple(sorted(fitting, key=distance)[:SUGGESTED])
 

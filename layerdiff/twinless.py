@@ -9,6 +9,7 @@ from layerdiff.graph import RANDOM
 from layerdiff.localise import reference_region
 from layerdiff.measure import Limit, rounding_limit
 from layerdiff.noise import floor_of_step
+from layerdiff.shelf import outline, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,8 +39,8 @@ def draws(candidate: Candidate) -> bool:
 
 def holds(found: Alignment, run: Mapping[str, Array], tensor: str, value: int, limit: Limit) -> bool:
     """Whether a tensor of a run is there, and holds as many numbers as a value and the same ones."""
-    expected, actual = found.reference.values[value].array, run.get(tensor)
-    if expected is None or actual is None or actual.size != expected.size:
+    expected, actual = found.reference.values[value].array, outline(run, tensor)
+    if expected is None or actual is None or size_of(actual) != expected.size:
         return False
     return same_in(run, tensor, value, expected, limit)
 
@@ -71,7 +72,7 @@ def is_within(found: Alignment, tensor: str, value: int, own: Noise) -> bool:
 
 def gap_in(found: Alignment, run: Mapping[str, Array], tensor: str, value: int) -> float | None:
     """How far a tensor of a run is from a value; None where it is not there, of another size, or no number."""
-    expected, actual = found.reference.values[value].array, run.get(tensor)
-    if expected is None or actual is None or actual.size != expected.size or expected.dtype.kind not in "fc":
+    expected, actual = found.reference.values[value].array, outline(run, tensor)
+    if expected is None or actual is None or size_of(actual) != expected.size or expected.dtype.kind not in "fc":
         return None
     return largest_gap_in(run, tensor, value, expected)

@@ -18,7 +18,8 @@ from layerdiff.blocks import largest_gap
 from layerdiff.calls import template_of
 from layerdiff.measure import Limit, mask_bound
 from layerdiff.model import Operand
-from layerdiff.store import Shelf, Store
+from layerdiff.shelf import Shelf
+from layerdiff.store import Store
 from layerdiff.tensors import tensors_in
 
 SPECIAL = (np.nan, np.inf, -np.inf, -1e9, -65504.0)

@@ -18,7 +18,8 @@ from layerdiff.candidate import Candidate
 from layerdiff.graph import Graph
 from layerdiff.model import Kind
 from layerdiff.portions import portions
-from layerdiff.store import Shelf, Store
+from layerdiff.shelf import Shelf
+from layerdiff.store import Store
 from tests.conftest import graph_of
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export

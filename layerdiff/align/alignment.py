@@ -12,7 +12,7 @@ from layerdiff.align.layout import turned
 from layerdiff.align.structure import Families
 from layerdiff.align.values import same_in, same_numbers
 from layerdiff.model import Evidence, Pair
-from layerdiff.store import Made
+from layerdiff.shelf import Made, outline, size_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -81,7 +81,8 @@ class Alignment:
 
     def _same_shape(self, value: int, names: list[str]) -> str:
         shape, arrays = self.reference.values[value].shape, self.candidate.tapped
-        return next((name for name in names if name in arrays and arrays[name].shape == shape), names[0])
+        known = ((name, outline(arrays, name)) for name in names)
+        return next((name for name, one in known if one is not None and one.shape == shape), names[0])
 
     def forced(self) -> dict[str, int]:
         """For each tensor that has a counterpart, the value it should hold."""
@@ -102,17 +103,17 @@ class Alignment:
 
     def expected_for(self, tensor: str, value: int, axes: tuple[int, ...] | None = None) -> Array:
         """A reference value in the shape and type of a tensor, its axes permuted first where `axes` says so."""
-        array, actual = self.reference.values[value].array, self.candidate.tapped[tensor]
+        array, actual = self.reference.values[value].array, self.candidate.outline(tensor)
         assert array is not None
         moved = array if axes is None else array.transpose(axes)
         with np.errstate(over="ignore"):  # a value beyond the range of a half precision tensor is infinite in it
             typed = moved.astype(actual.dtype, copy=False)
         # Where the candidate computes another shape, it is fed the right one.
-        return typed if moved.size != actual.size else typed.reshape(actual.shape)
+        return typed if moved.size != size_of(actual) else typed.reshape(actual.shape)
 
     def _takes(self, tensor: str, value: int) -> bool:
         """Whether a tensor can be fed a value: one of another size has to have as many axes, or no reader takes it."""
-        shape, actual = self.reference.values[value].shape, self.candidate.tapped[tensor].shape
+        shape, actual = self.reference.values[value].shape, self.candidate.outline(tensor).shape
         return len(shape) == len(actual) or math.prod(shape) == math.prod(actual)
 
     def holds(self, value: int, actual: Array | None) -> bool:
@@ -124,8 +125,8 @@ class Alignment:
 
     def holds_in(self, run: Mapping[str, Array], value: int, tensor: str, limit: Limit | None = None) -> bool:
         """Whether a tensor of a run holds the numbers of a value, in memory order, within a limit of its own."""
-        array, actual = self.reference.values[value].array, run.get(tensor)
-        if array is None or actual is None or array.size != actual.size:
+        array, actual = self.reference.values[value].array, outline(run, tensor)
+        if array is None or actual is None or array.size != size_of(actual):
             return False
         return same_in(run, tensor, value, array, limit or self.limits[value])
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import permutations
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +19,10 @@ import numpy as np
 from layerdiff.align.sampled import SAMPLES, Table, widened
 from layerdiff.align.values import same_numbers, says_nothing
 from layerdiff.layout import after, inverse, is_trivial, one_axis_moved
-from layerdiff.store import Made
+from layerdiff.shelf import noted, outline
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from layerdiff.candidate import Candidate
     from layerdiff.graph import Graph, Node
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 RANKS = (3, 4, 5)
+CORNERS = "corners"
+"""Under which it is noted what is at the corners of a tensor."""
 # Operators whose result has its channels second, whatever came before.
 _CHANNELS_FIRST = frozenset(
     {
@@ -49,8 +52,9 @@ def layouts(
     """For each tensor in a foreign layout the axes that bring it into the model's."""
     graph, tapped = candidate.graph, candidate.tapped
     plain = {name for names in matched.values() for name in names} | {port.name for port in graph.outputs}
-    seen = [n for n, a in tapped.items() if n not in plain and a.ndim in RANKS and a.dtype.kind == "f"]
-    found = _by_values(known, Made(dict.fromkeys(seen), lambda name: tapped[name]), limits) if seen else {}
+    others = {name: candidate.outline(name) for name in tapped if name not in plain}
+    seen = [name for name, one in others.items() if len(one.shape) in RANKS and one.dtype.kind == "f"]
+    found = _by_values(known, tapped.only(seen), limits) if seen else {}
     if not found:
         return {}
     _Carrier(graph, tapped, found, {array.shape for array in known.values()}).carry_on(plain)
@@ -60,24 +64,41 @@ def layouts(
 def _by_values(
     known: Mapping[int, Array], tensors: Mapping[str, Array], limits: Mapping[int, Limit]
 ) -> dict[str, Axes]:
-    shown: dict[tuple[int, ...], list[str]] = defaultdict(list)
-    for name, array in tensors.items():
-        if array.size > 1:
-            shown[tuple(sorted(array.shape))].append(name)
-    values: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, array in known.items():
-        sizes = tuple(sorted(array.shape))
-        if (
-            array.ndim in RANKS
-            and array.dtype.kind == "f"
-            and sizes in shown
-            and not says_nothing(array, limits[index])
-        ):
-            values[sizes].append(index)
     found: dict[str, Axes] = {}
-    for sizes, indices in values.items():
-        found |= _Permuted(known, tensors, limits, indices).found(shown[sizes])
+    for indices, names in Corners(known, limits).alike(tensors):
+        telling = [index for index in indices if not says_nothing(known[index], limits[index])]
+        if telling:
+            found |= _Permuted(known, tensors, limits, telling).found(names)
     return {name: found[name] for name in tensors if name in found}
+
+
+class Corners:
+    """Values by the numbers at their corners, which no order of the axes moves far."""
+
+    def __init__(self, known: Mapping[int, Array], limits: Mapping[int, Limit]) -> None:
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, array in known.items():
+            if array.ndim in RANKS and array.dtype.kind == "f" and array.size > 1:
+                groups[tuple(sorted(array.shape))].append(index)
+        self._known: dict[tuple[int, ...], tuple[list[int], Array, Array]] = {}
+        for sizes, indices in groups.items():
+            numbers = np.stack([corners_of(known[index]) for index in indices])
+            rooms = np.stack([_room(row, limits[index]) for row, index in zip(numbers, indices, strict=True)])
+            self._known[sizes] = indices, numbers, rooms
+
+    def alike(self, tensors: Mapping[str, Array]) -> Iterator[tuple[list[int], list[str]]]:
+        """Some values of the same sizes, and the tensors that may be one of them with its axes in another order."""
+        shown: dict[tuple[int, ...], list[str]] = defaultdict(list)
+        for name in tensors:
+            one = outline(tensors, name)
+            if one is not None and one.dtype.kind == "f" and (sizes := tuple(sorted(one.shape))) in self._known:
+                shown[sizes].append(name)
+        for sizes, names in shown.items():
+            indices, wanted, rooms = self._known[sizes]
+            table = Table(np.stack([noted(tensors, name, CORNERS, corners_of) for name in names]))
+            near = {row for _, rows, _ in table.near(wanted, rooms) for row in rows.tolist()}
+            if near:
+                yield indices, [names[row] for row in sorted(near)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +112,7 @@ class _Permuted:
 
     def found(self, names: list[str]) -> dict[str, Axes]:
         """The axes after which some tensors hold a value."""
-        corners = {index: _corners(self.known[index]) for index in self.indices}
-        alike = {name for _, name in self._near(corners, {name: _corners(self.tensors[name]) for name in names})}
-        left = [name for name in names if name in alike and not _is_constant(self.tensors[name])]
+        left = [name for name in names if not _is_constant(self.tensors[name])]
         rank = self.known[self.indices[0]].ndim
         wanted: dict[tuple[int, ...], dict[int, Array]] = defaultdict(dict)
         for index in self.indices if left else ():
@@ -121,9 +140,20 @@ class _Permuted:
             yield from ((values[p], names[r]) for p, r in zip(places.tolist(), rows.tolist(), strict=True))
 
 
-def _corners(array: Array) -> Array:
-    """The first and the last number: no order of the axes moves them."""
-    return widened(np.array([array.flat[0], array.flat[-1]]))
+def corners_of(array: Array) -> Array:
+    """The smallest and largest of the corners that lie at the end of as many axes: no order of the axes moves these."""
+    corners = array[tuple(slice(None, None, max(n - 1, 1)) for n in array.shape)]
+    order, begins = _by_axes_at_their_end(corners.shape)
+    numbers = corners.reshape(-1)[order]
+    return widened(np.concatenate([np.minimum.reduceat(numbers, begins), np.maximum.reduceat(numbers, begins)]))
+
+
+@lru_cache(maxsize=64)
+def _by_axes_at_their_end(shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The corners of an array ordered by how many axes they lie at the end of, and where each such group begins."""
+    at_end = np.indices(shape).sum(axis=0).reshape(-1)
+    order = np.argsort(at_end, kind="stable")
+    return order, np.unique(at_end[order], return_index=True)[1]
 
 
 def _is_constant(array: Array) -> bool:
@@ -148,6 +178,16 @@ def _picked(array: Array, axes: Iterable[int]) -> Array:
 def _room(picked: Array, limit: Limit) -> Array:
     """How far a few numbers may be off for all to be compared."""
     return np.asarray(2 * np.max(limit.atol) + (limit.rtol + 1e-3) * np.abs(picked))
+
+
+def passed_on(graph: Graph, node: Node) -> Sequence[str]:
+    """The operands of a node whose layout its result may have."""
+    if node.op in _CHANNELS_FIRST:
+        return ()
+    if node.op in _PRODUCTS:  # rows of the one and columns of the other; a weight leaves the rows as they are
+        is_weight = node.inputs[1] in graph.constant or node.inputs[1] in graph.initializers
+        return node.inputs[:1] if is_weight else ()
+    return node.inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,17 +216,15 @@ class _Carrier:
                 if axes is not None and not is_trivial(axes):
                     found[name] = axes
 
+    def _shape(self, tensor: str) -> tuple[int, ...]:
+        one = outline(self.tapped, tensor)
+        assert one is not None
+        return one.shape
+
     def _inherited(self, node: Node, name: str) -> Axes | None:
         """The layout of what a node reads, if its result can have the same."""
-        if node.op in _CHANNELS_FIRST:
-            return None
-        rank = self.tapped[name].ndim
-        operands = node.inputs
-        if node.op in _PRODUCTS:  # rows of the one and columns of the other; a weight leaves the rows as they are
-            operands = (
-                operands[:1] if operands[1] in self.graph.constant or operands[1] in self.graph.initializers else ()
-            )
-        fitting = (n for n in operands if n in self.found and self.tapped[n].ndim == rank)
+        rank = len(self._shape(name))
+        fitting = (n for n in passed_on(self.graph, node) if n in self.found and len(self._shape(n)) == rank)
         return next((self.found[n] for n in fitting), None)
 
     def _transposed(self, node: Node, name: str, usual: set[Axes | None]) -> Axes | None:
@@ -194,7 +232,7 @@ class _Carrier:
         axes = self.graph.transposed_by(node)
         if axes is None:
             return None
-        source, shape = node.inputs[0], self.tapped[name].shape
+        source, shape = node.inputs[0], self._shape(name)
         back = after(inverse(axes), self.found.get(source, tuple(range(len(axes)))))
         foreign = shape not in self.shapes and tuple(shape[axis] for axis in back) in self.shapes
         leads_there = axes in usual and inverse(axes) != axes  # what undoes itself may as well lead back

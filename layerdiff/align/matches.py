@@ -17,7 +17,7 @@ from layerdiff.align.sampled import SAMPLES, Table, sampled
 from layerdiff.align.values import VAGUE, same_in, says_nothing
 from layerdiff.blocks import Apart
 from layerdiff.measure import MASK_RATIO, MASK_SMALLEST, MASK_TOLERANCE, mask_bound
-from layerdiff.store import Shelf
+from layerdiff.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -44,6 +44,40 @@ def match_values(
     return {index: found[index] for index in expected if index in found}
 
 
+class Sought:
+    """Values that are looked for in several lots of tensors, as far as samples tell."""
+
+    def __init__(self, expected: Mapping[int, Array], limits: Mapping[int, Limit]) -> None:
+        self._known = {kind: (values, _rooms(values, limits)) for kind, values in sampled(expected).items()}
+
+    def near(self, actual: Mapping[str, Array]) -> Iterator[tuple[int, str]]:
+        """Each value with each tensor that may hold it."""
+        for kind, tensors in sampled(actual).items():
+            if kind in self._known:
+                values, rooms = self._known[kind]
+                for places, rows, _ in Table(tensors.numbers).near(values.numbers, rooms):
+                    pairs = zip(places.tolist(), rows.tolist(), strict=True)
+                    yield from ((values.names[place], tensors.names[row]) for place, row in pairs)
+
+
+def _rooms(values: Sampled[int], limits: Mapping[int, Limit]) -> Array:
+    """How far each number of the samples of some values may be off for the whole to be compared."""
+    size = np.abs(values.numbers)  # the full comparison that follows knows which large numbers are masks
+    rooms = _bounds(values, limits, np.max) + _shares(values, limits) * size
+    return np.asarray(rooms + np.where(size > MASK_SMALLEST, MASK_TOLERANCE * size, 0.0))
+
+
+def _bounds(values: Sampled[int], limits: Mapping[int, Limit], of_rows: Callable[[Any], Any]) -> Array:
+    """The absolute limit of each value in a column; one number where it differs from row to row."""
+    found = (limits[value].atol for value in values.names)
+    return np.array([atol if isinstance(atol, float) else float(of_rows(atol)) for atol in found])[:, None]
+
+
+def _shares(values: Sampled[int], limits: Mapping[int, Limit]) -> Array:
+    """The relative limit of each value, in a column."""
+    return np.array([limits[value].rtol for value in values.names])[:, None]
+
+
 @dataclass(frozen=True)
 class _Size:
     """Values and tensors of one size and kind."""
@@ -66,10 +100,7 @@ class _Size:
 
     def near(self) -> Iterator[tuple[Array, Array, Array]]:
         """Places of values, of tensors whose samples are near these, and how far apart each of their numbers is."""
-        size = np.abs(self.values.numbers)  # the full comparison that follows knows which large numbers are masks
-        rooms = self.bounds(np.max) + self.shares() * size
-        rooms += np.where(size > MASK_SMALLEST, MASK_TOLERANCE * size, 0.0)
-        return Table(self.tensors.numbers).near(self.values.numbers, rooms)
+        return Table(self.tensors.numbers).near(self.values.numbers, _rooms(self.values, self.limits))
 
     def same(self, place: int, rows: list[int]) -> list[str]:
         """Those of some tensors that hold a value in full."""
@@ -93,15 +124,6 @@ class _Size:
                 array.reshape(-1).view(np.uint8).data, person=array.dtype.char.encode()
             ).digest()
         return self._digests[row]
-
-    def bounds(self, of_rows: Callable[[Any], Any]) -> Array:
-        """The absolute limit of each value in a column; one number where it differs from row to row."""
-        limits = (self.limits[value].atol for value in self.values.names)
-        return np.array([atol if isinstance(atol, float) else float(of_rows(atol)) for atol in limits])[:, None]
-
-    def shares(self) -> Array:
-        """The relative limit of each value, in a column."""
-        return np.array([self.limits[value].rtol for value in self.values.names])[:, None]
 
 
 def _by_place(pairs: list[Array]) -> dict[int, list[int]]:
@@ -153,19 +175,19 @@ class _Small(_Size):
     def _allowed(self, masks: Array) -> Array:
         """The error that each number of each value may have, as `allowances` has it."""
         size = np.abs(self.values.numbers)
-        allowed = np.broadcast_to(self.bounds(np.max), size.shape).copy()
+        allowed = np.broadcast_to(_bounds(self.values, self.limits, np.max), size.shape).copy()
         for place, value in enumerate(self.values.names):
             atol = self.limits[value].atol
             if not isinstance(atol, float):
                 allowed[place] = np.broadcast_to(atol, self.expected[value].shape).reshape(-1)
-        allowed += self.shares() * size
+        allowed += _shares(self.values, self.limits) * size
         return np.where(masks, np.maximum(allowed, MASK_TOLERANCE * size), allowed)
 
     @np.errstate(over="ignore", invalid="ignore")
     def _telling(self, masks: Array) -> Array:
         """Which values say something, as `says_nothing` has it."""
         spread = VAGUE * np.std(self.values.numbers, axis=1, where=~masks)
-        return np.asarray(~((self.bounds(np.median)[:, 0] > spread) & (spread > 0)))
+        return np.asarray(~((_bounds(self.values, self.limits, np.median)[:, 0] > spread) & (spread > 0)))
 
 
 def _may_hold_masks(size: Array) -> Array:

@@ -13,7 +13,7 @@ from layerdiff.align.weights import constants_read
 from layerdiff.formats import format_of, rounds_to
 from layerdiff.model import Evidence, Pair
 from layerdiff.operators import base_name, is_batch_norm, likeness, only_moves
-from layerdiff.store import Made
+from layerdiff.shelf import Made
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

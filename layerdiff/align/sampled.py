@@ -8,14 +8,20 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import numpy as np
 
+from layerdiff.shelf import noted, outline, size_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from layerdiff.shelf import Outline
 
     Array = np.ndarray[Any, Any]
 
 K = TypeVar("K")
 
 SAMPLES = 64
+SAMPLE = "sample"
+"""Under which they are noted."""
 _FIRST = 4
 # Sums of samples: numbers beyond this count as this, and adding up rounds by so much at most.
 _HUGE, _ADDING = 1e30, 1e-13
@@ -27,7 +33,7 @@ _AT_ONCE = 1 << 14
 
 def sample(array: Array) -> Array:
     """Up to 64 elements at fixed pseudo-random positions, as float64; NaN and Inf become large marks."""
-    return widened(_picked(array))
+    return widened(picked(array))
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +51,24 @@ class Sampled(Generic[K]):
 def sampled(arrays: Mapping[K, Array]) -> dict[tuple[int, str], Sampled[K]]:
     """Samples of the arrays of each size and kind, without those that are empty."""
     groups: dict[tuple[int, str], tuple[list[K], list[Array]]] = {}
-    for name, array in arrays.items():
-        if array.size:
-            names, picked = groups.setdefault((array.size, comparable_kind(array)), ([], []))
+    for name in arrays:
+        known = outline(arrays, name)
+        if known is not None and (size := size_of(known)):
+            names, rows = groups.setdefault((size, comparable_kind(known)), ([], []))
             names.append(name)
-            picked.append(_picked(array))
-    return {kind: Sampled(names, widened(_stacked(picked))) for kind, (names, picked) in groups.items()}
+            rows.append(noted(arrays, name, SAMPLE, picked))
+    return {kind: Sampled(names, widened(_stacked(rows))) for kind, (names, rows) in groups.items()}
 
 
-def comparable_kind(array: Array) -> str:
+def comparable_kind(array: Outline) -> str:
     """Arrays compare within a kind only: float, complex, integer or boolean."""
     return "i" if array.dtype.kind == "u" else array.dtype.kind
 
 
-def _picked(array: Array) -> Array:
+def picked(array: Array) -> Array:
+    """Up to 64 elements at fixed pseudo-random positions; a copy, which the array may not outlive."""
     flat = array.reshape(-1)
-    return flat[_places(flat.size)] if flat.size > SAMPLES else flat
+    return flat[_places(flat.size)] if flat.size > SAMPLES else flat.copy()
 
 
 def _stacked(rows: Sequence[Array]) -> Array:

@@ -22,7 +22,7 @@ from layerdiff.align.matches import match_values
 from layerdiff.align.proposer import Proposer
 from layerdiff.align.weights import ties
 from layerdiff.operators import only_moves
-from layerdiff.store import Shelf
+from layerdiff.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +55,7 @@ def align(  # noqa: PLR0913  two sides with their outputs, two sorts of limits, 
     found = _by_values(reference, candidate, outputs, limits)
     found.added = added or {}
     settle(found, given or {})
-    return _completed(found, _varying(reference))
+    return _completed(found, varying(reference))
 
 
 def only_by_values(
@@ -69,7 +69,7 @@ def only_by_values(
     return found if found.settled and Proposer(found).nothing_is_open() else None
 
 
-def _varying(reference: Reference) -> Shelf[int]:
+def varying(reference: Reference) -> Shelf[int]:
     """The values that depend on the inputs."""
     return Shelf({v.index: v.held for v in reference.values if v.held is not None and not v.constant})
 
@@ -78,7 +78,7 @@ def _by_values(
     reference: Reference, candidate: Candidate, outputs: OutputPairs, limits: Mapping[int, Limit]
 ) -> Alignment:
     """What the numbers of a normal run tell."""
-    known = _varying(reference)
+    known = varying(reference)
     families = structure.value_families(reference)
     plain = match_values(known, candidate.tapped, limits)
     foreign = layouts(known, plain, candidate, limits)

@@ -13,7 +13,7 @@ import numpy as np
 
 from layerdiff.blocks import Apart, apart, blocks, largest, largest_gap, pairs_of_blocks, plain
 from layerdiff.measure import MASK_SMALLEST, MASK_TOLERANCE, Limit, mask_bound, mask_like
-from layerdiff.store import Shelf
+from layerdiff.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,6 +25,7 @@ FAR = 2.0
 VAGUE = 0.5
 # How many numbers are looked at first: to touch many pages of memory takes longer than to compute with them.
 _FIRST = 128
+_FIRST_PART = 4096
 
 
 def same_numbers(expected: Array, actual: Array, limit: Limit) -> bool:
@@ -59,9 +60,13 @@ def same_in(run: Mapping[str, Array], tensor: str, value: int, expected: Array, 
     """The same for a tensor of a run; how far it is from that value is noted with the run."""
     if not isinstance(run, Shelf) or limit.rtol != 0:
         return same_numbers(expected, run[tensor], limit)
-    known, most = run.notes.get((tensor, value)), float(np.max(limit.atol))
+    found, least, most = run.notes.get((tensor, value)), float(np.min(limit.atol)), float(np.max(limit.atol))
+    known = found if isinstance(found, Apart) and (found.whole or found.gap > most) else None
+    quick = None if known is None else known.within(least, most)
+    if quick or (quick is False and largest(expected) <= MASK_SMALLEST):
+        return quick  # without a look at the tensor
     actual = np.ascontiguousarray(run[tensor]).reshape(expected.shape)
-    if not (isinstance(known, Apart) and (known.whole or known.gap > most)):
+    if known is None:
         if not plain(expected, actual):
             return same_numbers(expected, actual, limit)
         known = run.notes[tensor, value] = apart(expected, actual, FAR * most)
@@ -118,7 +123,7 @@ def _spreads_beyond(array: Array, least: float) -> bool:
     if low >= -MASK_SMALLEST and high <= MASK_SMALLEST and (high - low) ** 2 / 2 > wanted:
         return True  # the two alone are far enough apart
     seen = 0.0
-    for part in blocks(array):
+    for part in blocks(array, first=_FIRST_PART):
         ordinary = part if largest(part) <= MASK_SMALLEST else part[np.abs(part) <= MASK_SMALLEST]
         seen += float(np.var(ordinary, dtype=np.float64)) * ordinary.size if ordinary.size else 0.0
         if seen > wanted:

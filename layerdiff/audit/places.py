@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.operators import only_moves
-from layerdiff.store import Made
+from layerdiff.shelf import Made
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

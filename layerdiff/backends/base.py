@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     import numpy as np
     import onnx
+
+    from layerdiff.backends.room import Room
 
 
 class Optimisation(str, Enum):
@@ -29,6 +31,15 @@ class Session(Protocol):
         self, feeds: Mapping[str, np.ndarray[Any, Any]], outputs: Sequence[str] | None = None
     ) -> dict[str, np.ndarray[Any, Any] | None]:
         """Named outputs for named inputs; None for an output that is not a tensor."""
+        ...
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """A model that can also put its outputs where it is told to."""
+
+    def run_into(self, room: Room, feeds: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any] | None]:
+        """All outputs, those in the room that it has a place for."""
         ...
 
 

@@ -23,10 +23,10 @@ from layerdiff.model import Operand, Reference, Replay, Site, Value
 from layerdiff.operators import ONNX
 from layerdiff.rerun import distance
 from layerdiff.samples import feeds_for
+from layerdiff.shelf import Made
 from layerdiff.sides.base import Unstable
 from layerdiff.sides.onnx_scopes import calls_of, scopes_of
 from layerdiff.sides.onnx_twin import noise_floor_of
-from layerdiff.store import Made
 from layerdiff.tensors import named_tensors, to_array
 
 if TYPE_CHECKING:
