@@ -18,6 +18,7 @@ from tests.zoo.exports import Exporter, Treatment, export, treat
 from tests.zoo.weights import fill, noise, settle
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 
@@ -287,6 +288,25 @@ def test_a_damaged_weight_is_blamed_whatever_else_was_folded_into_it(trace: Trac
     proto = treat(export(wrong, (IMAGE,), Exporter.TORCHSCRIPT), Treatment.ONNXSIM)
     (found,) = trace(fill(Gated()), proto, IMAGE).divergences
     assert found.layer == "second"
+
+
+def test_a_convolution_with_a_wrong_channel_is_one_layer_with_its_folded_norm_also_beside_norms_that_stayed(
+    trace: Trace,
+) -> None:
+    sample = MODELS["densenet"]()
+    proto = export(sample.model, sample.inputs, Exporter.TORCHSCRIPT)
+    assert any(node.op_type == "BatchNormalization" for node in proto.graph.node)
+    name = next(n for n in proto.graph.node if n.name.endswith("denseblock3/denselayer2/conv1/Conv")).input[1]
+
+    def damaged(weight: np.ndarray) -> np.ndarray:
+        changed = weight.copy()
+        changed[13] = noise("accusation.channel", *weight[13].shape).numpy() * 2 * weight[13].std()
+        return changed
+
+    report = trace(sample.model, with_initializer(proto, name, damaged), sample.inputs)
+    (found,) = report.divergences
+    assert found.layer == "features.denseblock3.denselayer2.conv1"
+    assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("weights", True)
 
 
 def test_of_a_module_whose_values_a_tool_folded_together_the_one_layer_with_the_wrong_attribute_is_accused(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
+_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _TAKE_A_NORM_IN = frozenset({"convolution", "addmm", "mm", "linear"})
 
 
@@ -41,10 +42,12 @@ class Proposer:
         self._folded_away = self._convolutions_before_folded_norms()
 
     def _convolutions_before_folded_norms(self) -> set[int]:
-        """The convolutions before a BatchNorm, in a graph without one."""
-        if any(is_batch_norm(node.op) for node in self._graph.nodes):
-            return set()
-        return self._before_norms(frozenset({"convolution"}))
+        """The convolutions before a BatchNorm, in a graph where each that still has one behind it is paired."""
+        graph, matched = self._graph, self._alignment.matched
+        taken = {name for names in matched.values() for name in names}
+        read = (node.inputs[0] for node in graph.nodes if is_batch_norm(node.op))
+        left = (graph.nodes[graph.producer[name]].op for name in read if name in graph.producer and name not in taken)
+        return set() if not _CONVOLUTIONS.isdisjoint(left) else self._before_norms(frozenset({"convolution"}))
 
     def _before_norms(self, ops: frozenset[str]) -> set[int]:
         """The sites of some operators whose result only a BatchNorm reads."""
