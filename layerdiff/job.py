@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from layerdiff.align import align
@@ -12,7 +13,7 @@ from layerdiff.attribute import Blame
 from layerdiff.audit import audit
 from layerdiff.autopsy import Autopsy, locate
 from layerdiff.cases import case_of
-from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, outputs_exchanged, ranked
+from layerdiff.diagnose import Stretch, explain_all, inputs_exchanged, other_branch, outputs_exchanged, ranked
 from layerdiff.environment import environment
 from layerdiff.errors import (
     BackendError,
@@ -21,6 +22,7 @@ from layerdiff.errors import (
     RuntimeDiedError,
 )
 from layerdiff.findings import Finding, diffuse, finding, layout_diagnoses
+from layerdiff.graph import load
 from layerdiff.judging import Judge
 from layerdiff.layers import Accused, LayerBook, coverage
 from layerdiff.live import Live
@@ -123,6 +125,8 @@ class Job:
         proven, found, explained, cases = named.proven, named.found, named.explained, named.cases
         confined = [look(origin, healed) for origin, healed in proven.confined]
         crossed = _crossed(observed.candidate, outputs, explained, reference.calls[0].type)
+        if crossed is None and found:
+            crossed = self._other_branch(shown, [f.divergence for f in found])
         if crossed is not None:
             found, explained, cases = [Finding(Blame(0, None), crossed[0])], [crossed[1]], ()
         divergences = tuple(f.divergence for f in found)
@@ -163,6 +167,14 @@ class Job:
             else Live(run.source, shown.sample, cases, observed.level, run, alignment.candidate.layout),
             weights=audit(alignment),
         )
+
+    def _other_branch(self, shown: Judged, accused: Sequence[Divergence]) -> tuple[Divergence, Explained] | None:
+        """The finding that an If of the file takes its other branch."""
+        run = self.runner
+        if run.source is None:
+            return None
+        opened = partial(run.another, sample=shown.sample)
+        return other_branch(load(run.source), opened, shown.outputs, accused)
 
     def _located(self, shown: Judged, observed: Observed) -> tuple[Located, tuple[str, ...]]:
         """Where it goes wrong in what is examined, and the pairs of the user that are not in that."""

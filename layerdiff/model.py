@@ -54,6 +54,7 @@ class Kind(str, Enum):
     DROPPED = "dropped"  # the layer has no counterpart
     DIED = "died"  # the runtime did not survive it
     INSERTED = "inserted"  # nodes that the model does not have change what the layer passes on
+    EXCHANGED = "exchanged"  # inputs, outputs or branches stand in each other's place
     REWIRED = "rewired"  # its nodes are right and read another tensor than the one that holds what the layer reads
 
     def __str__(self) -> str:

@@ -19,7 +19,7 @@ from layerdiff.align.layout import Corners, passed_on
 from layerdiff.align.matches import Sought
 from layerdiff.align.values import same_in, same_numbers
 from layerdiff.blocks import largest_gap
-from layerdiff.errors import BackendError
+from layerdiff.errors import BackendError, RuntimeDiedError
 from layerdiff.measure import Limit, own_size_limit, with_noise
 from layerdiff.model import Noise
 from layerdiff.operators import base_name
@@ -84,7 +84,12 @@ def skim(reference: Reference, candidate: Candidate, outputs: OutputPairs, added
         turned.update(name for name, node in makers if not turned.isdisjoint(passed_on(graph, node)))
         return stays | turned
 
-    candidate.skim(look)
+    try:
+        candidate.skim(look)
+    except RuntimeDiedError:
+        raise
+    except BackendError:  # a portion takes no values from outside: the graph runs whole
+        return
 
 
 def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs, added: Mapping[int, Limit]) -> Sound | None:

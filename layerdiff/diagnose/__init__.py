@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
+from layerdiff.diagnose.branches import other_branch
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.inputs import inputs_exchanged
 from layerdiff.diagnose.moved import joined
@@ -75,6 +76,7 @@ __all__ = [
     "explain",
     "explain_all",
     "inputs_exchanged",
+    "other_branch",
     "outputs_exchanged",
     "ranked",
 ]

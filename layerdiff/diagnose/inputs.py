@@ -66,7 +66,7 @@ def _explained(
     after = outputs.worst(outputs.measured(swapped.outputs_with(())))
     text = f"the graph takes {a} and {b} for each other"
     divergence = Divergence(
-        "", 0, root_type, None, (), (), a, None, None, Kind.COMPUTED, text, Healed(before, after, agrees=True)
+        "", 0, root_type, None, (), (), a, None, None, Kind.EXCHANGED, text, Healed(before, after, agrees=True)
     )
     diagnosis = Diagnosis(
         "inputs",

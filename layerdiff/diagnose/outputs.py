@@ -26,7 +26,7 @@ def outputs_exchanged(
     wanted, given = list(belongs.values()), [outputs.tensors[value] for value in belongs]
     text = f"the file gives {', '.join(given)} where the model returns what {', '.join(wanted)} hold"
     divergence = Divergence(
-        "", 0, root_type, None, (), (), given[0], None, None, Kind.COMPUTED, text, Healed(before, after, agrees=True)
+        "", 0, root_type, None, (), (), given[0], None, None, Kind.EXCHANGED, text, Healed(before, after, agrees=True)
     )
     diagnosis = Diagnosis(
         "order",

@@ -140,7 +140,8 @@ def how_certain(cause: Diagnosis) -> str:
         return f"Computed as the model does, the layer is right to {after:.2g}; that this is the cause is only likely."
     if not cause.verified:
         return "This is the likeliest cause; no corrected graph has proven it."
-    return "" if not isinstance(after, float) else f"With that corrected, the layer is right to {after:.2g}."
+    whole = cause.evidence.keys() & {"error_before"}  # the proof is about the outputs, and told there
+    return "" if whole or not isinstance(after, float) else f"With that corrected, the layer is right to {after:.2g}."
 
 
 def _closed(text: str) -> str:
@@ -183,6 +184,7 @@ def _accusation(first: Divergence) -> str:
     verb = {
         Kind.COMPUTED: "is the first layer that diverges",
         Kind.DROPPED: "is the first layer that diverges",
+        Kind.EXCHANGED: "is the first layer that diverges",
         Kind.REWIRED: "is the first layer that diverges",
         Kind.DIED: "is where the runtime died",
         Kind.INSERTED: "is the layer behind which the graph first diverges",
@@ -216,6 +218,8 @@ def _proof(report: Report, proofs: list[Healed]) -> str:
     before, after = proofs[0].before, proofs[-1].after
     change = f"max-abs {before:.3g} → {after:.2g}"
     origins = len(report.divergences)
+    if report.divergences[0].kind is Kind.EXCHANGED:
+        return f"Proven: with them exchanged the final outputs agree ({change})."
     there = "there" if origins == 1 else f"at the {origins} origins"
     first = both_sides(report).partition(" ")[0]
     whose = f"{first}'s" if first in _KINDS.values() else "the reference's"
