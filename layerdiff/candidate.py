@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff.backends import Optimisation, Sparing
+from layerdiff.backends import Optimisation
 from layerdiff.errors import RuntimeDiedError
 from layerdiff.external import with_weights
 from layerdiff.flatten import flattened, left_whole
 from layerdiff.graph import RANDOM, Graph, Injection
 from layerdiff.layout import after, inverse, named
+from layerdiff.pieces import Piece, Pieces
 from layerdiff.portions import few_at_once, portions
 from layerdiff.relay import Relay
 from layerdiff.shelf import Made, Shelf
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
     import onnx
 
-    from layerdiff.backends import Backend, Room, Session
+    from layerdiff.backends import Backend
     from layerdiff.layout import Axes
     from layerdiff.shelf import Outline
 
@@ -173,7 +174,8 @@ class Candidate:
     def skim(self, look: Callable[[Shelf[str]], Container[str]]) -> None:
         """Have most tensors of the normal run gone when they were looked at, where that is worth it: see `skimmed`."""
         again = lru_cache(maxsize=1)(partial(self._every, {}))
-        found = None if self.layout else skimmed(Relay(self, self._fed), self._shapes, self._store, look, again)
+        relay = Relay(self._pieces, self.as_in_file)
+        found = None if self.layout else skimmed(relay, self._shapes, self._store, look, again)
         if found is not None:
             self.__dict__["tapped"] = self._with_what_is_given(found)
 
@@ -300,7 +302,7 @@ class Candidate:
         """
         wanted = self.graph.computed_set if names is None else set(names)
         keep = self._store.keep_copy if len(self._portions) > 1 else self._store.keep  # copies, as of what ships
-        relay = Relay(self, self._fed, values, edges, known or {})
+        relay = Relay(self._pieces, self.as_in_file, values, edges, known or {})
         for portion in self._portions:
             found = relay.run([name for name in portion if name in wanted])
             relay.made |= {name: keep(found.pop(name)) for name in list(found)}
@@ -341,51 +343,11 @@ class Candidate:
         if self.layout:
             injections = [replace(i, value=self.as_in_file(i.tensor, i.value)) for i in injections]
             sources = None if sources is None else {n: self.as_in_file(n, a) for n, a in sources.items()}
-        return self.shown(self._in_file(outputs, injections, nodes, sources, optimisation))
+        return self.shown(self._pieces.run(Piece(outputs, injections, nodes, sources), optimisation))
 
-    def _in_file(
-        self,
-        outputs: Sequence[str],
-        injections: Sequence[Injection],
-        nodes: Iterable[int] | None,
-        sources: Mapping[str, Array] | None,
-        optimisation: Optimisation = Optimisation.NONE,
-    ) -> dict[str, Array]:
-        """The same, with all axes as the file has them."""
-        if not outputs:
-            return {}
-        session, feeds = self._opened(outputs, injections, nodes, sources, optimisation)
-        return {name: array for name, array in session.run(feeds).items() if array is not None}
-
-    def part_in_file(
-        self,
-        outputs: Sequence[str],
-        injections: Sequence[Injection],
-        nodes: Iterable[int],
-        sources: Mapping[str, Array],
-        room: Room | None,
-    ) -> dict[str, Array]:
-        """The same of some nodes, with the outputs in a room where the runtime can put them there."""
-        if not outputs:
-            return {}
-        session, feeds = self._opened(outputs, injections, nodes, sources, Optimisation.NONE)
-        arrays = (
-            session.run(feeds) if room is None or not isinstance(session, Sparing) else session.run_into(room, feeds)
-        )
-        return {name: array for name, array in arrays.items() if array is not None}
-
-    def _opened(
-        self,
-        outputs: Sequence[str],
-        injections: Sequence[Injection],
-        nodes: Iterable[int] | None,
-        sources: Mapping[str, Array] | None,
-        optimisation: Optimisation,
-    ) -> tuple[Session, dict[str, Array]]:
-        """A session for some tensors, and what it is fed."""
-        model = self.graph.rewritten(outputs, injections, nodes=nodes, sources=sources)
-        feeds = {**(self._fed if sources is None else sources), **{i.feed: i.value for i in injections}}
-        return self._backend.open(model, optimisation), feeds
+    @property
+    def _pieces(self) -> Pieces:
+        return Pieces(self.graph, self._backend, self._fed)
 
 
 def _are_same(some: Sequence[Injection], others: Sequence[Injection]) -> bool:

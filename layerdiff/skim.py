@@ -45,7 +45,7 @@ def skimmed(
     `look` returns the names of what is to stay. Whoever reads another one has all of them made `again`. None where it
     is not worth it, or not all shapes are known.
     """
-    graph = relay.runs.graph
+    graph = relay.pieces.graph
     names = list(graph.computed)
     sizes = {name: 4 * math.prod(shapes[name]) for name in names if name in shapes}
     if len(sizes) < MOSTLY * len(names) or sum(sizes.values()) < WORTH_IT:
