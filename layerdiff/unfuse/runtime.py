@@ -184,16 +184,20 @@ def _requantised(node: onnx.NodeProto, source: str, scale: str, zero: str) -> on
     return _part(node, "QuantizeLinear", [name for name in (source, scale, zero) if name], node.output[0])
 
 
+def _bias_parts(node: onnx.NodeProto, bias: str, scales: tuple[str, str], output: str) -> _Parts:
+    """A bias of int32 in units of the product of both scales, dequantised as a QDQ file writes it."""
+    yield _part(node, "Mul", list(scales), f"{output}_scale")
+    yield _dequantised(node, (bias, f"{output}_scale", ""), output, axis=-1)
+
+
 def _qlinear_conv_parts(node: onnx.NodeProto) -> _Parts:
     x, xs, xz, w, ws, wz, ys, yz = node.input[:8]
     mark = node.output[0]
     yield _dequantised(node, (x, xs, xz), f"{mark}__x")
     yield _dequantised(node, (w, ws, wz), f"{mark}__w", axis=0)
     inputs = [f"{mark}__x", f"{mark}__w"]
-    if _operand(node, 8):  # the bias is int32 in units of the product of both scales
-        yield _part(node, "Cast", [node.input[8]], f"{mark}__b_int", to=onnx.TensorProto.FLOAT)
-        yield _part(node, "Mul", [xs, ws], f"{mark}__b_scale")
-        yield _part(node, "Mul", [f"{mark}__b_int", f"{mark}__b_scale"], f"{mark}__b")
+    if _operand(node, 8):
+        yield from _bias_parts(node, node.input[8], (xs, ws), f"{mark}__b")
         inputs.append(f"{mark}__b")
     yield _part(node, "Conv", inputs, f"{mark}__y", **_attributes(node))
     yield _requantised(node, f"{mark}__y", ys, yz)
@@ -215,9 +219,7 @@ def _qgemm_parts(node: onnx.NodeProto) -> _Parts:
     yield _dequantised(node, tuple(node.input[3:6]), f"{mark}__b", axis=axis)
     inputs = [f"{mark}__a", f"{mark}__b"]
     if _operand(node, 6):
-        yield _part(node, "Cast", [node.input[6]], f"{mark}__c_int", to=onnx.TensorProto.FLOAT)
-        yield _part(node, "Mul", [node.input[1], node.input[4]], f"{mark}__c_scale")
-        yield _part(node, "Mul", [f"{mark}__c_int", f"{mark}__c_scale"], f"{mark}__c")
+        yield from _bias_parts(node, node.input[6], (node.input[1], node.input[4]), f"{mark}__c")
         inputs.append(f"{mark}__c")
     quantised = bool(_operand(node, 7))
     yield _part(node, "Gemm", inputs, f"{mark}__y" if quantised else mark, **attributes)
