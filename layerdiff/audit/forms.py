@@ -89,8 +89,8 @@ def in_parts(wanted: Array, constants: Mapping[str, Stored]) -> Held | None:
     stored = [view for one in constants.values() if one.array.size > 1 for view in one.views(wanted.dtype)]
     views = [wanted] if wanted.ndim < 2 else [wanted, np.swapaxes(wanted, -1, -2)]
     for view in views:
-        rows, row = view.shape[0], view.size // view.shape[0]
-        flat = _bits(view[: max(1, _START // row)])[:_START]
+        rows, row = view.shape[0], _unit(view)
+        flat = _bits(view[: max(1, _START * rows // view.size)])[:_START]
         if _place(flat, stored, row) is None:
             continue  # every way to cut it begins with these numbers
         for parts in (n for n in _PARTS if rows % n == 0):
@@ -98,8 +98,7 @@ def in_parts(wanted: Array, constants: Mapping[str, Stored]) -> Held | None:
             places = [place for chunk in chunks if (place := _place(chunk, stored, row)) is not None]
             if len(places) == parts and _in_order(places):
                 return Held(places[0][0], Carried.MERGED if parts == 1 else Carried.SPLIT, wanted)
-    whole = _bits(wanted)
-    row = wanted.size // wanted.shape[0]
+    whole, row = _bits(wanted), _unit(wanted)
     slices = (v.name for v in stored if v.array.size * 8 >= wanted.size and v.at(whole, row) >= 0)
     name = next(slices, None)
     return None if name is None else Held(name, Carried.SPLIT, wanted)
@@ -134,7 +133,7 @@ class _View:
         return _bits(self.array)
 
     def at(self, part: Array, row: int) -> int:
-        """Where some numbers stand, negative where they do not; they begin a row of either side's."""
+        """Where some numbers stand, negative where they do not; they begin a row of either side's, of so many numbers."""
         found = np.flatnonzero(self._starts == part[0]) * self._row
         if self.array.flags.c_contiguous and row > 1 and row % self._row:
             found = np.union1d(found, np.flatnonzero(self._flat[::row] == part[0]) * row)
@@ -142,6 +141,11 @@ class _View:
             if all(np.array_equal(self._flat[place : place + n], part[:n]) for n in (_START, part.size)):
                 return int(place)
         return -1
+
+
+def _unit(array: Array) -> int:
+    """How many numbers each row has; a vector is one: recurrent layers keep two biases in a row for each direction."""
+    return array.size // array.shape[0] if array.ndim > 1 else array.size
 
 
 def _bits(array: Array) -> Array:
@@ -172,6 +176,23 @@ def rounded(wanted: Array, constants: Mapping[str, Array], formats: Mapping[str,
         axes = None if narrow is None else layout_of(narrow.astype(array.dtype), array)
         if narrow is not None and axes is not None:
             return Held(name, Carried.ROUNDED, narrow)
+    return None
+
+
+def rounded_in_parts(wanted: Array, constants: Mapping[str, Stored], formats: Mapping[str, str]) -> Held | None:
+    """The same among other numbers, or in pieces: recurrent layers keep both directions, and both biases, in one."""
+    if wanted.dtype.kind != "f":
+        return None
+    kinds: dict[tuple[str, str], dict[str, Stored]] = {}
+    for name, one in constants.items():
+        kind = formats.get(name) or (str(one.array.dtype) if one.array.dtype.kind == "f" else "")
+        if kind not in ("", str(wanted.dtype)):
+            kinds.setdefault((kind, str(one.array.dtype)), {})[name] = one
+    for (kind, dtype), alike in kinds.items():
+        narrow = in_format(wanted, kind)
+        found = None if narrow is None else in_parts(narrow.astype(dtype), alike)
+        if found is not None:
+            return Held(found.name, Carried.ROUNDED, found.array)
     return None
 
 

@@ -17,7 +17,7 @@ from layerdiff.audit.folds import (
     output_axis,
     views_of,
 )
-from layerdiff.audit.forms import Stored, held, in_parts, layout_of, quantised, rounded
+from layerdiff.audit.forms import Stored, held, in_parts, layout_of, quantised, rounded, rounded_in_parts
 from layerdiff.operators import base_name
 from layerdiff.unlike import Unlike
 from layerdiff.weights import Carried, WeightResult, WeightVerdict
@@ -94,11 +94,11 @@ class Judge:
     def _otherwise(self, wanted: Array, constants: Mapping[str, Array]) -> Held | None:
         """The constant that holds the numbers rounded, quantised, or among others."""
         alike = {name: array for name, array in constants.items() if array.size == wanted.size}
-        return (
-            rounded(wanted, alike, self._formats)
-            or quantised(wanted, alike, self._steps)
-            or in_parts(wanted, {name: self._kept(name, array) for name, array in constants.items()})
-        )
+        found = rounded(wanted, alike, self._formats) or quantised(wanted, alike, self._steps)
+        if found is not None:
+            return found
+        stored = {name: self._kept(name, array) for name, array in constants.items()}
+        return in_parts(wanted, stored) or rounded_in_parts(wanted, stored, self._formats)
 
     def _kept(self, name: str, array: Array) -> Stored:
         """A constant, looked into once for all parameters."""
