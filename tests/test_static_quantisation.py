@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import onnx
 import pytest
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from torch import nn
 
 from layerdiff.weights import WeightVerdict
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, export
+from tests.zoo.weights import fill, noise
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the quantiser warns about models that were not preprocessed
 
@@ -45,4 +48,58 @@ def test_a_detector_in_eight_bits_only_rounds(trace, tmp_path, form, per_channel
     report = trace(sample.model, proto, sample.inputs)
     assert report.divergences == ()
     assert report.diffuse.format == "int8"
+    assert unlike(report) == []
+
+
+class Reader(nn.Module):
+    """Two recurrent layers, the first in both directions, between layers that a quantiser takes."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.stem = nn.Linear(12, 16)
+        self.both, self.over = kind(16, 16, bidirectional=True, batch_first=True), kind(32, 16, batch_first=True)
+        self.mid, self.head = nn.Linear(16, 24), nn.Linear(24, 5)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        return self.head(self.mid(self.over(self.both(x)[0])[0]).tanh())
+
+
+@pytest.mark.parametrize("exporter", [Exporter.TORCHSCRIPT, Exporter.DYNAMO])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_recurrent_layers_that_stay_in_floats_are_not_accused(trace, tmp_path, kind, exporter):
+    model, x = fill(Reader(kind)).eval(), noise("static.reader", 2, 10, 12)
+    report = trace(model, quantised(model, (x,), tmp_path, exporter), x)
+    assert report.divergences == ()
+    assert report.diffuse.format == "int8"
+    assert unlike(report) == []
+
+
+@pytest.mark.parametrize("exporter", [Exporter.TORCHSCRIPT, Exporter.DYNAMO])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_the_weights_of_recurrent_layers_in_half_precision_are_the_models(trace, kind, exporter):
+    model, x = fill(Reader(kind)).eval(), noise("static.reader", 2, 10, 12)
+    report = trace(model, convert_float_to_float16(export(model, (x,), exporter), keep_io_types=True), x)
+    assert report.divergences == ()
+    assert unlike(report) == []
+    assert {w.note for w in report.weights if w.parameter.startswith(("both", "over"))} == {"to float16"}
+
+
+@pytest.mark.parametrize("form", [QuantFormat.QDQ, QuantFormat.QOperator])
+def test_steps_of_a_layer_that_was_unrolled_only_round(trace, tmp_path, form):
+    """The dynamo exporter writes out every step of an Elman layer, and the quantiser takes each of them."""
+    model = fill(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.RNN(16, 16, batch_first=True))).eval()
+    x = noise("static.unrolled", 2, 4, 8)
+    report = trace(model, quantised(model, (x,), tmp_path, Exporter.DYNAMO, quant_format=form), x)
+    assert report.divergences == ()
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("kind", [QuantType.QUInt16, QuantType.QInt16])
+def test_activations_in_sixteen_bits_only_round(trace, tmp_path, kind, symmetric):
+    layers = (layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.ReLU()))
+    model, x = fill(nn.Sequential(*layers, nn.Linear(64, 8))).eval(), noise("static.sixteen", 16, 64)
+    options = {"activation_type": kind, "per_channel": True, "extra_options": {"ActivationSymmetric": symmetric}}
+    report = trace(model, quantised(model, (x,), tmp_path, **options), x)
+    assert report.divergences == ()
     assert unlike(report) == []

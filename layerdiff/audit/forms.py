@@ -22,6 +22,8 @@ _START = 16
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16)
 # Dequantised numbers lie within half a step of what they stand for; a step is fitted, hence a little more.
 _HALF_STEP = 0.51
+# The step of a bias in 32 bits beside activations in 16 is finer than float32 itself, in which scale and product are.
+_LAST_DIGITS = 4 * 2.0**-24
 
 
 class Held(NamedTuple):
@@ -223,7 +225,7 @@ def quantised(wanted: Array, constants: Mapping[str, Array], steps: Mapping[str,
             step = _fitted_step(view, array) if array.dtype.kind in "iu" else steps.get(name)
             if back is None or step is None:
                 continue
-            off = np.abs(back - view)
+            off = np.abs(back - view) - _LAST_DIGITS * np.abs(view)
             if any(np.all(off <= _HALF_STEP * room) for room in _along(step, view)):
                 return Held(name, Carried.QUANTISED, back if view is wanted else back.T)
     return None
