@@ -25,7 +25,7 @@ from layerdiff.checking import check, check_places
 from layerdiff.copying import Copier, Injection, captured_by
 from layerdiff.errors import InputError, ModelFileError
 from layerdiff.external import FOLDER, checked, folder_of, is_outside, numbers, placed, without_weights
-from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
+from layerdiff.narrow import FORMATS, NARROW, UNPACKED, has_narrow_types
 from layerdiff.outlets import with_outlets
 from layerdiff.unfuse import unfused
 
@@ -248,9 +248,14 @@ class Graph:
         return {name: kind for name, kind in kinds.items() if kind in NARROW}
 
     def format_of(self, tensor: str) -> str:
-        """The number format of a tensor or initializer that numpy cannot hold, "" for any other."""
-        kind = self._stored[tensor].data_type if tensor in self._stored else self._narrow.get(tensor, 0)
-        return FORMATS.get(kind, "")
+        """The number format of a tensor or initializer that numpy cannot hold, "" for any other.
+
+        An initializer that was unpacked into bytes says so itself.
+        """
+        stored = self._stored.get(tensor)
+        if stored is None:
+            return FORMATS.get(self._narrow.get(tensor, 0), "")
+        return stored.doc_string if stored.doc_string in UNPACKED else FORMATS.get(stored.data_type, "")
 
     @cached_property
     def _stored(self) -> dict[str, onnx.TensorProto]:

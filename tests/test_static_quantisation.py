@@ -103,3 +103,25 @@ def test_activations_in_sixteen_bits_only_round(trace, tmp_path, kind, symmetric
     report = trace(model, quantised(model, (x,), tmp_path, **options), x)
     assert report.divergences == ()
     assert unlike(report) == []
+
+
+def _layers():
+    layers = (layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.ReLU()))
+    return fill(nn.Sequential(*layers, nn.Linear(64, 8))).eval(), noise("static.layers", 16, 64)
+
+
+@pytest.mark.parametrize(
+    ("weights", "activations", "formats"),
+    [
+        (QuantType.QInt16, QuantType.QUInt16, {"int16"}),
+        (QuantType.QInt8, QuantType.QUInt16, {"int8", "int16"}),
+        (QuantType.QInt4, QuantType.QUInt8, {"int4", "int8"}),
+        (QuantType.QInt8, QuantType.QUInt8, {"int8"}),
+    ],
+)
+def test_each_layer_is_told_the_bits_of_its_own_numbers(trace, tmp_path, weights, activations, formats):
+    model, x = _layers()
+    report = trace(model, quantised(model, (x,), tmp_path, weight_type=weights, activation_type=activations), x)
+    assert report.divergences == ()
+    assert set(report.diffuse.formats) == formats
+    assert f"layers compute in {' and '.join(report.diffuse.formats)}, each within" in report.verdict

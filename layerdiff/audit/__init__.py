@@ -59,7 +59,7 @@ def _stored(candidate: Candidate) -> tuple[dict[str, str], dict[str, Array]]:
             step = graph.initializer(scale) if scale not in known else known[scale]
             if step is not None:
                 steps[name] = step
-                formats[name] = str(known[stored].dtype) if stored in known else "int8"
+                formats[name] = graph.format_of(stored) or (str(known[stored].dtype) if stored in known else "int8")
     return formats, steps
 
 

@@ -135,7 +135,7 @@ class _View:
         return _bits(self.array)
 
     def at(self, part: Array, row: int) -> int:
-        """Where some numbers stand, negative where they do not; they begin a row of either side's; its own has `row`."""
+        """Where some numbers stand, negative where they do not; they begin a row of either side's (own: `row`)."""
         found = np.flatnonzero(self._starts == part[0]) * self._row
         if self.array.flags.c_contiguous and row > 1 and row % self._row:
             found = np.union1d(found, np.flatnonzero(self._flat[::row] == part[0]) * row)

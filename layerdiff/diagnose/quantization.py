@@ -16,7 +16,7 @@ from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.quantisers import Activation, Scheme, activations, fitted, stored
 from layerdiff.diagnose.semantics import changes_for
-from layerdiff.diagnose.stored import FITS, apart, short, what_is_wrong
+from layerdiff.diagnose.stored import FITS, apart, room, short, what_is_wrong
 from layerdiff.diagnose.weights import in_what_way, parameter_behind, reader_of
 from layerdiff.errors import BackendError, PatchError
 from layerdiff.model import Kind
@@ -180,8 +180,8 @@ def _of_activations(stretch: Stretch, candidate: Candidate, mended: Patch) -> It
 def _misfit(one: Activation, values: Array, readers: Sequence[Node]) -> _Cure | None:
     """A range that does not hold the values, or of which they need a small part only."""
     wanted = fitted(values, one.written)
-    share, room = _outside(values, one.written), _room(one.written, wanted)
-    if share == 0 and 1 / _COARSE < room < _COARSE:
+    share, needed = _outside(values, one.written), _room(one.written, wanted)
+    if share == 0 and 1 / _COARSE < needed < _COARSE:
         return None
     patch = tuple(change for node in (one.writer, *readers) for change in _set(node, wanted))
     low, high = one.written.range
@@ -190,7 +190,7 @@ def _misfit(one: Activation, values: Array, readers: Sequence[Node]) -> _Cure | 
         f"{100 * share:.3g} % of the values of {one.tensor} ({smallest:.4g} to {largest:.4g}) lie outside "
         f"the range of its scale and zero point ({low:.4g} to {high:.4g}): it was calibrated on other data."
         if share
-        else f"The step of {one.tensor} is {1 / room:.3g} times what its values need "
+        else f"The step of {one.tensor} is {1 / needed:.3g} times what its values need "
         f"({smallest:.4g} to {largest:.4g} in a range of {low:.4g} to {high:.4g})."
     )
     evidence = _numbers(one.tensor, one.written, wanted) | {"values": [smallest, largest], "outside": share}
@@ -276,17 +276,17 @@ def _of_weights(stretch: Stretch, graph: Graph, constants: Mapping[str, Array]) 
             continue
         difference = apart(one.scheme.real(one.integers), right)
         scheme, what = what_is_wrong(one, right)
-        if difference <= FITS:
+        if difference <= room(one.scheme, right):
             continue
         again = scheme.integers(right)
         patch = (SetConstant(one.node.outputs[0], 0, again), *_set(one.node, scheme))
         if scheme.axis != one.scheme.axis:
             patch = (*patch, SetAttribute(one.node.outputs[0], "axis", scheme.axis))
-        limits = np.iinfo(one.integers.dtype)
-        clip = float(np.mean((one.integers == limits.min) | (one.integers == limits.max)))
+        smallest, largest = one.scheme.limits
+        clip = float(np.mean((one.integers == smallest) | (one.integers == largest)))
         evidence = _numbers(one.node.inputs[0], one.scheme, scheme) | {"clipped": clip, "rel_l2": difference}
-        kept = "weights" if one.integers.dtype.itemsize == 1 else "biases"
-        text = f"The {one.integers.dtype} {kept} {one.node.inputs[0]} {what}."
+        kept = "biases" if one.is_bias else "weights"
+        text = f"The {one.kind} {kept} {one.node.inputs[0]} {what}."
         name = parameter_behind(stretch, right)
         site = None if name is None else reader_of(stretch, name)
         yield _Cure(text, evidence, patch, general=True, remedy="", stored=True, site=site)
