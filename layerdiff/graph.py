@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import onnx.inliner
 import onnx.numpy_helper
@@ -31,6 +30,8 @@ from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
+
+    import numpy as np
 
 __all__ = ["RANDOM", "Graph", "Injection", "Node", "Port", "load"]
 
@@ -299,8 +300,8 @@ class Graph:
         if name in self._read:
             return self._read[name]
         array = numbers(stored, self._folder)
-        if NARROW.get(stored.data_type) == onnx.TensorProto.FLOAT:
-            array = array.astype(np.float32)
+        if (wide := NARROW.get(stored.data_type)) is not None:
+            array = array.astype(onnx.helper.tensor_dtype_to_np_dtype(wide))
         if not is_outside(stored):
             self._read[name] = array
         return array

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 import pytest
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
 
@@ -125,3 +128,68 @@ def test_each_layer_is_told_the_bits_of_its_own_numbers(trace, tmp_path, weights
     assert report.divergences == ()
     assert set(report.diffuse.formats) == formats
     assert f"layers compute in {' and '.join(report.diffuse.formats)}, each within" in report.verdict
+
+
+_STATIC = {
+    "QDQ": {},
+    "QOperator": {"quant_format": QuantFormat.QOperator},
+    "four bits": {"weight_type": QuantType.QInt4, "per_channel": True},
+    "sixteen bits": {"activation_type": QuantType.QUInt16},
+}
+# Where a node has the scale of its weights; the zero point is the next operand.
+_SCALE = {"DequantizeLinear": 1, "QGemm": 4, "QLinearMatMul": 4, "MatMulNBits": 2}
+
+
+def _change(proto, index, slot, change):
+    """Numbers of one weight's scheme, changed for it alone: of its scale (0) or its zero point (1)."""
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    node = [
+        node
+        for node in proto.graph.node
+        if node.op_type in _SCALE and len(getattr(stored.get(node.input[_SCALE[node.op_type] - 1]), "dims", ())) > 1
+    ][index]
+    slot += _SCALE[node.op_type]
+    before = stored[node.input[slot]]
+    numbers = change(numpy_helper.to_array(before).astype(np.float64)).reshape(-1)
+    numbers = numbers.tolist() if before.data_type == onnx.TensorProto.FLOAT else np.rint(numbers).astype(int).tolist()
+    proto.graph.initializer.append(helper.make_tensor("seeded", before.data_type, before.dims, numbers))
+    node.input[slot] = "seeded"
+    return proto
+
+
+@pytest.mark.parametrize("form", _STATIC)
+@pytest.mark.parametrize(
+    ("slot", "change", "says"),
+    [
+        (0, lambda scale: scale * 1.3, "have a scale that is 1.3"),
+        (0, lambda scale: scale / 2, "have a scale that is 0.5"),
+        (1, lambda zero: zero + 3, "have the zero point 3 instead of 0"),
+    ],
+    ids=["larger", "half", "zero point"],
+)
+def test_a_wrong_scheme_of_one_layers_weights_is_named(trace, tmp_path, form, slot, change, says):
+    model, x = _layers()
+    bad = _change(quantised(model, (x,), tmp_path, **_STATIC[form]), 2, slot, change)
+    report = trace(model, bad, x)
+    assert [d.layer for d in report.divergences] == ["4"]
+    assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("quantization", True)
+    assert says in report.diagnoses[0].summary
+    assert report.diffuse is not None
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("form", [QuantFormat.QOperator, QuantFormat.QDQ])
+@pytest.mark.parametrize("factor", [0.5, 1.3, 1.0])
+def test_a_wrong_scale_of_one_layer_in_blocks_of_four_bits_is_named(trace, form, symmetric, factor):
+    model, _ = _layers()
+    x = noise("static.blocks", 2, 8, 64)
+    proto = export(model, (x,), Exporter.TORCHSCRIPT)
+    quantiser = MatMulNBitsQuantizer(proto, block_size=16, is_symmetric=symmetric, quant_format=form)
+    quantiser.process()
+    report = trace(model, _change(quantiser.model.model, 2, 0, lambda scale: factor * scale), x)
+    assert [d.layer for d in report.divergences] == ([] if factor == 1.0 else ["4"])
+    assert [d.cause for d in report.diagnoses] == ([] if factor == 1.0 else ["quantization"])
+    if factor == 1.0:
+        assert unlike(report) == []
+    else:
+        assert f"int4 numbers of MatMul have a scale that is {factor:.1f}" in report.diagnoses[0].summary

@@ -22,6 +22,8 @@ _START = 16
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16)
 # Dequantised numbers lie within half a step of what they stand for; a step is fitted, hence a little more.
 _HALF_STEP = 0.51
+# So many of the numbers of a block may be at its short end.
+_CLIPPED = 0.1
 # The step of a bias in 32 bits beside activations in 16 is finer than float32 itself, in which scale and product are.
 _LAST_DIGITS = 4 * 2.0**-24
 
@@ -210,7 +212,9 @@ def in_format(array: Array, kind: str) -> Array | None:
     return None
 
 
-def quantised(wanted: Array, constants: Mapping[str, Array], steps: Mapping[str, Array]) -> Held | None:
+def quantised(
+    wanted: Array, constants: Mapping[str, Array], steps: Mapping[str, Array], formats: Mapping[str, str]
+) -> Held | None:
     """The constant that stands for the wanted numbers on a grid of integers, none of them off by more than half a step.
 
     `steps` are the scales of those that are dequantised; for plain integers scale and zero point are fitted.
@@ -226,9 +230,17 @@ def quantised(wanted: Array, constants: Mapping[str, Array], steps: Mapping[str,
             if back is None or step is None:
                 continue
             off = np.abs(back - view) - _LAST_DIGITS * np.abs(view)
-            if any(np.all(off <= _HALF_STEP * room) for room in _along(step, view)):
+            if any(_within(off, room, formats.get(name, "")) for room in _along(step, view)):
                 return Held(name, Carried.QUANTISED, back if view is wanted else back.T)
     return None
+
+
+def _within(off: Array, step: Array, kind: str) -> bool:
+    """Whether numbers lie within half a step; of few bits some are clipped: the middle leaves one end a step short."""
+    inside = off <= _HALF_STEP * step
+    return bool(np.all(inside)) or (
+        kind in ("int2", "int4") and bool(np.all(off <= step)) and float(np.mean(inside)) >= 1 - _CLIPPED
+    )
 
 
 def _along(step: Array, view: Array) -> Iterator[Array]:

@@ -94,7 +94,7 @@ class Judge:
     def _otherwise(self, wanted: Array, constants: Mapping[str, Array]) -> Held | None:
         """The constant that holds the numbers rounded, quantised, or among others."""
         alike = {name: array for name, array in constants.items() if array.size == wanted.size}
-        found = rounded(wanted, alike, self._formats) or quantised(wanted, alike, self._steps)
+        found = rounded(wanted, alike, self._formats) or quantised(wanted, alike, self._steps, self._formats)
         if found is not None:
             return found
         stored = {name: self._kept(name, array) for name, array in constants.items()}

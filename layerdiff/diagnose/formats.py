@@ -9,6 +9,7 @@ import numpy as np
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.quantisers import ends
+from layerdiff.formats import QUANTISED
 from layerdiff.patch import SetAttribute
 from layerdiff.unlike import share_of
 
@@ -112,6 +113,9 @@ def _unlike(difference: Difference) -> str | None:
     size = float(np.linalg.norm(e)) or 1.0
     held = np.clip(e, a.min(), a.max())  # what the range lets through
     factor = float(held @ a) / max(float(a @ a), 1e-300)
+    whole = float(e @ a) / max(float(a @ a), 1e-300)
+    if abs(whole - 1) > _CLIPPED and float(np.linalg.norm(whole * a - e)) <= QUANTISED * size:
+        return f"have a scale that is {1 / whole:.4g} times theirs"
     if float(np.linalg.norm(factor * a - held)) > _ANOTHER * size:
         share = share_of(float(np.linalg.norm(a - e)) / size).replace("its", "their")
         return f"are not the model's: they differ by {share}"
