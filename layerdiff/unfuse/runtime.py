@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from layerdiff.unfuse.attention import attention_parts, whole_attention
 from layerdiff.unfuse.integers import without_integer_products
 from layerdiff.unfuse.packed import packed, unpacked_parts
+from layerdiff.unfuse.recurrent import recurrent_parts, whole_recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ _DOMAIN = "com.microsoft"
 _MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError)
 # Quantised operators need 13, where scales may be per axis.
 _NEEDED_OPSET = {"SkipLayerNormalization": 17} | dict.fromkeys(
-    ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "Attention"), 13
+    ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "Attention", "DynamicQuantizeLSTM"), 13
 )
 
 
@@ -62,11 +63,8 @@ def _taken_apart(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     standard = node.op_type in ("QLinearConv", "QLinearMatMul")
     if node.domain not in ((_DOMAIN, "", "ai.onnx") if standard else (_DOMAIN,)):
         return False
-    if node.op_type == "Attention":
-        if not whole_attention(node, model):
-            return False
-    elif node.op_type == "MatMulNBits":
-        if not packed(node, model):
+    if node.op_type in _WITH_WEIGHTS:
+        if not _WITH_WEIGHTS[node.op_type](node, model):
             return False
     elif node.op_type not in _PARTS or (node.op_type == "FastGelu" and not _operand(node, 1)):
         return False
@@ -75,8 +73,10 @@ def _taken_apart(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 
 def _parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], model: onnx.ModelProto) -> _Parts:
-    if node.op_type == "Attention":
+    if node.op_type in ("Attention", "QAttention"):
         return attention_parts(node, weights, model)
+    if node.op_type == "DynamicQuantizeLSTM":
+        return recurrent_parts(node, weights)
     return unpacked_parts(node, weights) if node.op_type == "MatMulNBits" else _PARTS[node.op_type](node)
 
 
@@ -276,6 +276,14 @@ def _product_parts(node: onnx.NodeProto, a: tuple[str, ...], b: tuple[str, str, 
     if bias:
         yield _part(node, "Add", [f"{mark}__y", bias], mark)
 
+
+_WITH_WEIGHTS: dict[str, Callable[[onnx.NodeProto, onnx.ModelProto], bool]] = {
+    "Attention": whole_attention,
+    "QAttention": whole_attention,
+    "MatMulNBits": packed,
+    "DynamicQuantizeLSTM": whole_recurrent,
+}
+"""What is taken apart only where its weights are in the file, and how that is told."""
 
 _PARTS: dict[str, Callable[[onnx.NodeProto], _Parts]] = {
     "FusedConv": _conv_parts,
