@@ -15,6 +15,7 @@ from torch import nn
 from layerdiff.backends import OnnxRuntime, Optimisation
 from layerdiff.graph import Graph
 from layerdiff.unfuse import unfused
+from layerdiff.weights import WeightVerdict
 from tests.conftest import run
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, Treatment, export, treat
@@ -339,6 +340,50 @@ def test_the_layers_of_an_optimised_transformer_are_compared_inside_its_attentio
     if faulty:
         assert [d.layer for d in report.divergences] == [name]
         assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("weights", True)
+
+
+def _fused_in_eight_bits(model, inputs, folder):
+    """BERT as it is deployed: fused by ONNX Runtime's optimiser, then quantised dynamically."""
+    onnx.save(export(model, inputs, Exporter.TORCHSCRIPT), folder / "plain.onnx")
+    optimised = optimizer.optimize_model(str(folder / "plain.onnx"), "bert", num_heads=4, hidden_size=32, opt_level=0)
+    optimised.save_model_to_file(str(folder / "fused.onnx"))
+    options = {"DefaultTensorType": TensorProto.FLOAT}
+    quantize_dynamic(folder / "fused.onnx", folder / "int8.onnx", extra_options=options)
+    return onnx.load(folder / "int8.onnx")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_layers_of_a_quantised_transformer_are_compared_inside_its_attention(trace, tmp_path, faulty):
+    """The fused node masks with -10,000 where the model has -3.4e38: what the mask hides is the same."""
+    sample = MODELS["bert"]()
+    name = "bert.encoder.layer.1.attention.self.key"
+    bad = copy.deepcopy(sample.model)
+    if faulty:
+        bad.get_submodule(name).bias.data[5] += 2.0
+    proto = _fused_in_eight_bits(bad, sample.inputs, tmp_path)
+    assert "QAttention" in {node.op_type for node in proto.graph.node}
+    report = trace(sample.model, proto, sample.inputs)
+    assert [d.layer for d in report.divergences] == ([name] if faulty else [])
+    assert [d.cause for d in report.diagnoses] == (["weights"] if faulty else [])
+    assert report.diffuse.format == "int8"
+    differing = [w.parameter for w in report.weights if w.verdict is not WeightVerdict.AGREES]
+    assert differing == ([f"{name}.bias"] if faulty else [])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_weights_of_a_quantised_recurrent_layer_are_the_models(trace, tmp_path, faulty):
+    model, x = fill(_Recurrent(both=True)).eval(), noise("unfuse.recurrent", 6, 2, 12)
+    bad = copy.deepcopy(model)
+    if faulty:
+        bad.one.weight_hh_l0_reverse.data *= 1.5
+    onnx.save(export(bad, (x,), Exporter.TORCHSCRIPT), tmp_path / "fp32.onnx")
+    quantize_dynamic(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    report = trace(model, tmp_path / "int8.onnx", x)
+    assert [d.layer for d in report.divergences] == (["one"] if faulty else [])
+    differing = [w.parameter for w in report.weights if w.verdict is not WeightVerdict.AGREES]
+    assert differing == (["one.weight_hh_l0_reverse"] if faulty else [])
 
 
 def test_a_fused_node_that_is_not_made_as_its_definition_says_stays_whole():
