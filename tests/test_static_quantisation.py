@@ -193,3 +193,19 @@ def test_a_wrong_scale_of_one_layer_in_blocks_of_four_bits_is_named(trace, form,
         assert unlike(report) == []
     else:
         assert f"int4 numbers of MatMul have a scale that is {factor:.1f}" in report.diagnoses[0].summary
+
+
+@pytest.mark.parametrize("form", ["QDQ", "four bits"])
+@pytest.mark.parametrize("factor", [2.0, 0.3])
+def test_a_wrong_scale_of_a_stored_bias_is_named(trace, tmp_path, form, factor):
+    model, x = _layers()
+    proto = quantised(model, (x,), tmp_path, **_STATIC[form])
+    stored = {tensor.name: tensor for tensor in proto.graph.initializer}
+    (scale,) = (node.input[1] for node in proto.graph.node if node.input[0] == "2.bias_quantized")
+    changed = numpy_helper.to_array(stored[scale]) * np.float32(factor)
+    stored[scale].CopyFrom(numpy_helper.from_array(changed, scale))
+    report = trace(model, proto, x)
+    assert [d.layer for d in report.divergences] == ["2"]
+    assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("quantization", True)
+    assert "The int32 biases 2.bias_quantized have a scale that is" in report.diagnoses[0].summary
+    assert unlike(report) == ["2.bias"]

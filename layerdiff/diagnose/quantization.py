@@ -61,6 +61,7 @@ class _Cure:
     stored: bool = False  # weights: what is wrong with them is known without any input
     cause: str = "quantization"
     site: int | None = None  # the reference operator that it belongs to, where it is one
+    bias: bool = False  # it is wrong whatever it is beside the rounding of weights
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _guilty(stretch: Stretch, cures: Sequence[_Cure], before: float) -> list[_Cu
     alone = sorted(((_error(stretch, cure.patch), i) for i, cure in enumerate(cures)), key=lambda pair: pair)
     least = min(best, alone[0][0])
     falls = _CLIPPED_FALLS if any(cure.evidence.get("outside") for cure in cures) else _FALLS
-    if any(cure.cause == "weights" for cure in cures):  # a bias is wrong whatever it is beside the rounding of weights
+    if any(cure.bias for cure in cures):
         falls = _ANY
     if not least <= falls * before:
         return []
@@ -132,7 +133,7 @@ def _told(stretch: Stretch, guilty: Sequence[_Cure], before: float) -> Found:
         evidence["no_repair"] = "its range was found on one input and is not right for every other: calibrate again"
     remedies = dict.fromkeys(cure.remedy for cure in guilty if cure.remedy)
     remedy = "\n".join(remedies)
-    falls = _ANY if first.cause == "weights" else _FALLS if general else _NEARLY_ALL
+    falls = _ANY if first.bias else _FALLS if general else _NEARLY_ALL
     decided = evidence["relative_error_after"] <= falls * before
     site = first.site if len({cure.site for cure in guilty}) == 1 else None
     told = Hypothesis(
@@ -289,7 +290,7 @@ def _of_weights(stretch: Stretch, graph: Graph, constants: Mapping[str, Array]) 
         text = f"The {one.kind} {kept} {one.node.inputs[0]} {what}."
         name = parameter_behind(stretch, right)
         site = None if name is None else reader_of(stretch, name)
-        yield _Cure(text, evidence, patch, general=True, remedy="", stored=True, site=site)
+        yield _Cure(text, evidence, patch, general=True, remedy="", stored=True, site=site, bias=one.is_bias)
 
 
 def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
@@ -309,7 +310,8 @@ def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
         text, evidence = in_what_way(stretch, name, right, got)
         again, site = "export again from the model that is meant to ship", reader_of(stretch, name)
         evidence = {"parameter": name, **evidence}
-        yield _Cure(text, evidence, patch, general=True, remedy=again, stored=True, cause="weights", site=site)
+        told: dict[str, Any] = {"remedy": again, "cause": "weights", "site": site}
+        yield _Cure(text, evidence, patch, general=True, stored=True, bias=True, **told)
 
 
 def _wanted_weights(stretch: Stretch) -> Iterator[tuple[str, Array]]:
