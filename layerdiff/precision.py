@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-# Percentile calibration leaves out one number in a thousand on purpose.
-SATURATED_SHARE = 3e-3
+# Percentile calibration leaves out one number in a thousand on purpose, entropy more, and of one input it may be a few.
+SATURATED_SHARE = 1e-2
 SATURATED_STEPS = 2.0
 SATURATED_RANGE = 5e-3
 CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})

@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from torch import nn
@@ -51,6 +51,25 @@ def test_a_detector_in_eight_bits_only_rounds(trace, tmp_path, form, per_channel
     report = trace(sample.model, proto, sample.inputs)
     assert report.divergences == ()
     assert report.diffuse.format == "int8"
+    assert unlike(report) == []
+
+
+def test_a_range_that_leaves_out_the_few_largest_numbers_is_no_fault(trace, tmp_path):
+    """Some rows are much larger than the others, and calibration leaves out four numbers in a thousand at either end."""
+    layers = (layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.SiLU()))
+    model = fill(nn.Sequential(*layers)).eval()
+    x = noise("static.outliers", 64, 64) * (1 + 2 * (noise("static.rows", 64, 1) > 1.0))
+    options = {"calibrate_method": CalibrationMethod.Percentile, "extra_options": {"CalibPercentile": 99.6}}
+    report = trace(model, quantised(model, (x,), tmp_path, **options), x)
+    assert report.divergences == ()
+
+
+def test_the_weights_of_a_norm_that_were_quantised_are_the_models(trace, tmp_path):
+    """The exporter writes them with axes of one behind, and the quantiser takes the product with them."""
+    layers = (layer for _ in range(2) for layer in (nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(4, 8), nn.ReLU()))
+    model, x = fill(nn.Sequential(*layers)).eval(), noise("static.norm", 1, 8, 12, 12)
+    report = trace(model, quantised(model, (x,), tmp_path), x)
+    assert report.divergences == ()
     assert unlike(report) == []
 
 

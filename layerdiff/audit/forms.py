@@ -224,6 +224,8 @@ def quantised(
     for name, array in constants.items():
         if array.size != wanted.size or not (name in steps or array.dtype.kind in "iu"):
             continue
+        if np.squeeze(array).shape == np.squeeze(wanted).shape:
+            array = array.reshape(wanted.shape)  # noqa: PLW2901  a norm's weight with axes of one behind it
         for view in (v for v in (wanted, wanted.T) if v.shape == array.shape):
             back = _dequantised(view, array) if array.dtype.kind in "iu" else array.astype(np.float64)
             step = _fitted_step(view, array) if array.dtype.kind in "iu" else steps.get(name)
