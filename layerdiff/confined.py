@@ -77,8 +77,8 @@ def other_masks(alignment: Alignment, origins: Sequence[Origin], outputs: Output
     """
     tapped, found = alignment.candidate.tapped, []
     for origin in origins:
-        run = alignment.isolated if origin.slot.tensor in alignment.isolated else tapped
-        if not _only_masks(alignment, origin.value, run.get(origin.slot.tensor)) or _too_narrow(alignment, origin):
+        actual = alignment.isolated.get(origin.slot.tensor, tapped.get(origin.slot.tensor))
+        if actual is None or not _only_masks(alignment, origin.value, actual) or _too_narrow(alignment, origin):
             continue
         if outputs.unmoved(tapped, alignment.candidate.outputs_with([_put(alignment, origin)])):
             found.append(origin)
