@@ -70,10 +70,29 @@ def is_other_mask(alignment: Alignment, origin: Origin) -> bool:
     )
 
 
+def other_masks(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs) -> list[Origin]:
+    """The origins that are mask constants written as others and nothing else, where what the model has moves no output.
+
+    So it is also where the outputs differ for another reason, such as rounding all over the graph.
+    """
+    tapped, found = alignment.candidate.tapped, []
+    for origin in origins:
+        actual = alignment.isolated.get(origin.slot.tensor, tapped.get(origin.slot.tensor))
+        if actual is None or not _only_masks(alignment, origin.value, actual) or _too_narrow(alignment, origin):
+            continue
+        if outputs.unmoved(tapped, alignment.candidate.outputs_with([_put(alignment, origin)])):
+            found.append(origin)
+    return found
+
+
 def _only_masks(alignment: Alignment, value: int, actual: Array | None) -> bool:
     """Whether an array is not what a value is, and differs from it in mask constants alone."""
     expected = alignment.reference.values[value].array
-    if expected is None or actual is None or expected.size != actual.size or expected.dtype.kind != "f":
+    if expected is None or actual is None or expected.dtype.kind != "f":
+        return False
+    if actual.ndim == expected.ndim and actual.size < expected.size and _stretches(actual.shape, expected.shape):
+        actual = np.broadcast_to(actual, expected.shape)  # one row for all queries
+    if expected.size != actual.size:
         return False
     one, other = (array.reshape(-1).astype(np.float64) for array in (expected, actual))
     limit = alignment.limits[value]
@@ -82,6 +101,11 @@ def _only_masks(alignment: Alignment, value: int, actual: Array | None) -> bool:
     masks = (np.abs(array) > min(mask_bound(array), LARGEST) for array in (one, other))
     both = np.logical_and.reduce([*masks, np.sign(one) == np.sign(other)])
     return bool(wrong.any() and both[wrong].all())
+
+
+def _stretches(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Whether an array of one shape is read as one of the other, where they go together."""
+    return all(size in (1, wanted) for size, wanted in zip(shape, other, strict=True))
 
 
 def _too_narrow(alignment: Alignment, origin: Origin) -> bool:

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 import onnx.inliner
 import onnx.numpy_helper
@@ -25,12 +24,14 @@ from layerdiff.checking import check, check_places
 from layerdiff.copying import Copier, Injection, captured_by
 from layerdiff.errors import InputError, ModelFileError
 from layerdiff.external import FOLDER, checked, folder_of, is_outside, numbers, placed, without_weights
-from layerdiff.narrow import FORMATS, NARROW, has_narrow_types
+from layerdiff.narrow import FORMATS, NARROW, UNPACKED, has_narrow_types
 from layerdiff.outlets import with_outlets
 from layerdiff.unfuse import unfused
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
+
+    import numpy as np
 
 __all__ = ["RANDOM", "Graph", "Injection", "Node", "Port", "load"]
 
@@ -253,9 +254,14 @@ class Graph:
         return {name: kind for name, kind in kinds.items() if kind in NARROW}
 
     def format_of(self, tensor: str) -> str:
-        """The number format of a tensor or initializer that numpy cannot hold, "" for any other."""
-        kind = self._stored[tensor].data_type if tensor in self._stored else self._narrow.get(tensor, 0)
-        return FORMATS.get(kind, "")
+        """The number format of a tensor or initializer that numpy cannot hold, "" for any other.
+
+        An initializer that was unpacked into bytes says so itself.
+        """
+        stored = self._stored.get(tensor)
+        if stored is None:
+            return FORMATS.get(self._narrow.get(tensor, 0), "")
+        return stored.doc_string if stored.doc_string in UNPACKED else FORMATS.get(stored.data_type, "")
 
     @cached_property
     def _stored(self) -> dict[str, onnx.TensorProto]:
@@ -299,8 +305,8 @@ class Graph:
         if name in self._read:
             return self._read[name]
         array = numbers(stored, self._folder)
-        if NARROW.get(stored.data_type) == onnx.TensorProto.FLOAT:
-            array = array.astype(np.float32)
+        if (wide := NARROW.get(stored.data_type)) is not None:
+            array = array.astype(onnx.helper.tensor_dtype_to_np_dtype(wide))
         if not is_outside(stored) or self._mapped + array.nbytes <= MAPPED:
             self._mapped += array.nbytes if is_outside(stored) else 0
             self._read[name] = array

@@ -67,7 +67,7 @@ def find_origins(alignment: Alignment, misstored: frozenset[str] = frozenset()) 
     """The origins in execution order, each as narrow as trials could make it; and what a number format explains.
 
     Rounding is only set apart when it is all over the graph: a single rounded layer is an origin. So is one that reads
-    a constant which is known not to be the model's, however little that shows.
+    a constant which is known not to be the model's (asked for where rounding is all over), however little that shows.
     """
     if not alignment.isolated and not alignment.misshapen:
         return [], []
@@ -81,7 +81,7 @@ def find_origins(alignment: Alignment, misstored: frozenset[str] = frozenset()) 
         )
     ]
     rounded = [r for t in wrong if (r := explained(alignment, t, forced[t], forced, misstored)) is not None]
-    if is_diffuse(alignment, rounded):
+    if misstored or is_diffuse(alignment, rounded):
         wrong = sorted(set(wrong) - {r.tensor for r in rounded})
     else:
         rounded = []

@@ -303,6 +303,14 @@ class Diffuse:
     format: str
     layers: tuple[RoundedLayer, ...]
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The number formats of the layers, that of most of them first."""
+        counts: dict[str, int] = {}
+        for layer in self.layers:
+            counts[layer.format] = counts.get(layer.format, 0) + 1
+        return tuple(sorted(counts, key=lambda kind: -counts[kind]))
+
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:

@@ -21,6 +21,11 @@ NARROW: dict[int, int | None] = {
     26: _T.INT8,  # int2
 }
 FORMATS = {_T.BFLOAT16: "bfloat16"} | dict.fromkeys((17, 18, 19, 20), "float8")
+FEW_BITS = {21: "int4", 22: "int4", 25: "int2", 26: "int2"}
+FORMATS |= FEW_BITS
+
+UNPACKED = frozenset({"int2", "int4"})
+"""What an initializer may say (`doc_string`) of numbers that have a byte each and need fewer bits."""
 
 
 def has_narrow_types(model: onnx.ModelProto) -> bool:

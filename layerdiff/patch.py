@@ -14,6 +14,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from layerdiff.errors import PatchError
+from layerdiff.narrow import FEW_BITS, UNPACKED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -120,6 +121,17 @@ def within(model: onnx.ModelProto, patch: Iterable[Change]) -> Patch:
     return tuple(found)
 
 
+def _tensor(values: Array, name: str, before: onnx.TensorProto | None) -> onnx.TensorProto:
+    """Numbers as a tensor; integers of few bits keep the type of those that they come in place of."""
+    if before is None or values.dtype.kind not in "iu" or before.data_type not in FEW_BITS:
+        made = numpy_helper.from_array(values, name)
+    else:
+        made = helper.make_tensor(name, before.data_type, values.shape, values.reshape(-1))
+    if before is not None and before.doc_string in UNPACKED:
+        made.doc_string = before.doc_string
+    return made
+
+
 def change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Rewire | SetOperator) -> None:
     """Make a change of one node in place, in a graph or in a branch or body of it."""
     node = _node(graph, change.node)
@@ -137,7 +149,9 @@ def change_node(graph: onnx.GraphProto, change: SetAttribute | SetConstant | Rew
         _connect(node, change.slot, change.tensor)
     else:
         name = _fresh(graph, f"{change.node}__slot{change.slot}_corrected")
-        graph.initializer.append(numpy_helper.from_array(np.asarray(change.value, order="C"), name))
+        before = node.input[change.slot] if change.slot < len(node.input) else ""
+        stored = next((tensor for tensor in graph.initializer if tensor.name == before), None)
+        graph.initializer.append(_tensor(np.asarray(change.value, order="C"), name, stored))
         _connect(node, change.slot, name)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.align.weights import parameters_of_sites
-from layerdiff.formats import ALLOWED, SPARED, USUAL, format_of, relative
+from layerdiff.formats import ALLOWED, INTEGERS, SPARED, USUAL, coarseness, format_of, relative
 from layerdiff.operators import base_name
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-# Percentile calibration leaves out one number in a thousand on purpose.
-SATURATED_SHARE = 3e-3
+# Percentile calibration leaves out one number in a thousand on purpose, entropy more, and of one input it may be a few.
+SATURATED_SHARE = 1e-2
 SATURATED_STEPS = 2.0
 SATURATED_RANGE = 5e-3
 CLIPS = frozenset({"relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max"})
@@ -54,16 +54,17 @@ def explained(
     if wrong and any(name in wrong for index in nodes for name in graph.nodes[index].inputs):
         return None
     found = format_of(alignment.candidate, nodes)
-    for meant in (value, *(clipped(alignment, value) if found == "int8" else ())):
-        if found is None:
-            break
+    if found is None:
+        return None
+    in_integers, coarse = found in INTEGERS, coarseness(alignment.candidate, nodes)
+    for meant in (value, *(clipped(alignment, value) if in_integers else ())):
         error = relative_error(alignment, tensor, meant)
         beyond = relative_error(alignment, tensor, meant, spared=SPARED.get(found, 0.0))
-        if error is None or beyond is None or beyond > ALLOWED[found]:
+        if error is None or beyond is None or beyond > max(ALLOWED[found], coarse):
             continue
         if (
-            found == "int8"
-            and error > USUAL[found]
+            in_integers
+            and error > max(USUAL[found], coarse)
             and any(_saturates(alignment, graph.nodes[n], tensor, meant) for n in nodes)
         ):
             continue

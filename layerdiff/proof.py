@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layerdiff.confined import confined_origins, is_other_mask
+from layerdiff.confined import confined_origins, is_other_mask, other_masks
 from layerdiff.heal import heal
 
 if TYPE_CHECKING:
@@ -42,9 +42,11 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
         proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
         told = [(o, proof) for o, proof in zip(origins, proofs, strict=True) if not is_other_mask(alignment, o)]
         return Proven([], told, harmless)
+    masks = other_masks(alignment, origins, outputs)
+    origins = [origin for origin in origins if origin not in masks]
     at_once = -(-len(origins) // MOST)
     proofs = heal(alignment, origins, outputs, all_of_them=at_once == 1, at_once=max(1, at_once))
-    origins, spare = origins[: len(proofs)], origins[len(proofs) :]
+    origins, spare = origins[: len(proofs)], tuple(origins[len(proofs) :])
     aside = confined_origins(alignment, origins, proofs, outputs)
     if aside:
         origins = [origin for origin in origins if origin not in aside]

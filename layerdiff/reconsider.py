@@ -62,15 +62,16 @@ def located(alignment: Alignment, outputs: OutputPairs) -> Located:
 def _misstored(alignment: Alignment) -> frozenset[str]:
     """What is read of weights that are kept in integers, and are further from the model's than rounding takes them.
 
-    Of what stays in floats beside them, biases mostly, what is another number altogether.
+    Of biases, which stay in floats beside them or have 32 bits, what is another number altogether.
     """
     wrong = [r for r in audit(alignment) if r.verdict is WeightVerdict.DIFFERS and r.max_abs is not None]
     steps = {r.initializer: _step(alignment, r.initializer) for r in wrong if r.initializer and len(r.shape) > 1}
     vectors = [r for r in wrong if len(r.shape) == 1 and r.how is Carried.CHANGED and (r.rel_l2 or 0) > ANOTHER]
-    stored = alignment.candidate.graph.initializers
-    found = [r.initializer for r in vectors if r.initializer in stored]
+    graph = alignment.candidate.graph
+    kept = [r.initializer for r in vectors if r.initializer is not None]
+    found = [name for name in kept if name in graph.initializers or graph.dequantiser(name) is not None]
     found += [r.initializer for r in wrong if r.initializer and _exceeds(r.max_abs, steps.get(r.initializer))]
-    return frozenset(name for name in found if name is not None)
+    return frozenset(found)
 
 
 def _exceeds(error: float | None, step: float | None) -> bool:

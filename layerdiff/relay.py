@@ -25,8 +25,8 @@ class Relay:
     """A run of a graph in portions.
 
     Some tensors are read with the given `values` instead of theirs, or by some nodes only with those of `edges`. What
-    is `known` is not computed. Both are in the model's layout; `as_in_file` gives them as the file keeps them. `made` holds
-    what has run, for the portions that follow to read.
+    is `known` is not computed. Both are in the model's layout; `as_in_file` gives them as the file keeps them. `made`
+    holds what has run, for the portions that follow to read.
     """
 
     pieces: Pieces

@@ -301,6 +301,9 @@ def test_a_fault_beside_weights_of_four_bits_is_told_from_their_rounding(trace, 
     report = trace(model, _four_bits(export(bad, (x,), Exporter.TORCHSCRIPT), tmp_path), x)
     assert [d.layer for d in report.divergences] == (["4"] if cause else [])
     assert len(report.diffuse.layers) >= 4
+    assert "int4" in report.verdict
+    assert "int8" not in report.verdict
+    assert {w.note for w in report.weights if len(w.shape) > 1 and w.parameter != "4.weight"} == {"to int4"}
     if cause:
         assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == (cause, True)
         assert says in report.diagnoses[0].summary

@@ -33,6 +33,7 @@ def located(tensors: str) -> Located:
     alignment = SimpleNamespace(
         proposed={i: Pair(i, name, Evidence.STRUCTURE) for i, name in enumerate(tensors)},
         forced=dict,
+        isolated={},
         reference=SimpleNamespace(values=[SimpleNamespace(array=None)] * len(tensors)),
         expected_for=lambda _tensor, _value, _axes: np.zeros(1),
         candidate=SimpleNamespace(

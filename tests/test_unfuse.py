@@ -15,6 +15,7 @@ from torch import nn
 from layerdiff.backends import OnnxRuntime, Optimisation
 from layerdiff.graph import Graph
 from layerdiff.unfuse import unfused
+from layerdiff.weights import WeightVerdict
 from tests.conftest import run
 from tests.zoo import MODELS
 from tests.zoo.exports import Exporter, Treatment, export, treat
@@ -212,6 +213,59 @@ def test_fused_attention_computes_what_its_parts_do(options, opset):
     np.testing.assert_allclose(whole, apart, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mask", [None, "positions"])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("per_column", [False, True])
+def test_attention_of_integers_computes_what_its_parts_do(mask, causal, per_column):
+    scales = RNG.uniform(0.005, 0.02, 24 if per_column else ()).astype(np.float32)
+    arrays = {
+        "w": RNG.integers(-127, 127, (8, 24)).astype(np.int8),
+        "b": RNG.standard_normal(24).astype(np.float32),
+        "ws": scales,
+        "wz": np.zeros(scales.shape, np.int8),
+    }
+    operands = ["xi", "w", "b", "xs", "ws", "m" if mask else "", "xz", "wz"]
+    node = helper.make_node(
+        "QAttention", operands, ["y"], "fused", domain="com.microsoft", num_heads=2, unidirectional=int(causal)
+    )
+    model = _model(node, {}, [2, 5, 8], 3)
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    model.graph.node.insert(0, helper.make_node("DynamicQuantizeLinear", ["x"], ["xi", "xs", "xz"]))
+    if mask:
+        model.graph.input.append(helper.make_tensor_value_info("m", TensorProto.INT32, [2, 5]))
+    assert "QAttention" not in {part.op_type for part in unfused(model).graph.node}
+    feeds = {"x": RNG.standard_normal((2, 5, 8)).astype(np.float32)}
+    feeds |= {"m": np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]], np.int32)} if mask else {}
+    apart = OnnxRuntime().open(Graph(model).rewritten(["y"]), Optimisation.NONE).run(feeds)["y"]
+    whole = OnnxRuntime().open(model, Optimisation.NONE).run(feeds)["y"]
+    np.testing.assert_allclose(whole, apart, rtol=1e-4, atol=1e-5)
+
+
+class _Recurrent(nn.Module):
+    def __init__(self, both):
+        super().__init__()
+        self.one, self.other = nn.LSTM(12, 16, bidirectional=both), nn.LSTM(32 if both else 16, 8)
+
+    def forward(self, x):
+        return self.other(self.one(x)[0])[0]
+
+
+@pytest.mark.parametrize("both", [False, True])
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_a_recurrent_layer_of_integers_computes_what_its_parts_do(tmp_path, both, per_channel):
+    model, x = fill(_Recurrent(both)).eval(), noise("unfuse.recurrent", 6, 2, 12)
+    onnx.save(export(model, (x,), Exporter.TORCHSCRIPT), tmp_path / "fp32.onnx")
+    quantize_dynamic(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", per_channel=per_channel)
+    whole = onnx.load(tmp_path / "int8.onnx")
+    parts = unfused(whole)
+    assert "DynamicQuantizeLSTM" in {node.op_type for node in whole.graph.node}
+    assert "DynamicQuantizeLSTM" not in {node.op_type for node in parts.graph.node}
+    (name, output) = whole.graph.input[0].name, whole.graph.output[0].name
+    one, other = (run(proto, {name: x.numpy()})[output] for proto in (whole, parts))
+    # The state is rounded to eight bits at each step, which a standard LSTM does not do.
+    np.testing.assert_allclose(one, other, atol=0.01 * np.abs(one).max())
+
+
 def test_attention_without_a_bias_is_one_with_zeros():
     model = _attention()
     (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "b")
@@ -286,6 +340,50 @@ def test_the_layers_of_an_optimised_transformer_are_compared_inside_its_attentio
     if faulty:
         assert [d.layer for d in report.divergences] == [name]
         assert (report.diagnoses[0].cause, report.diagnoses[0].verified) == ("weights", True)
+
+
+def _fused_in_eight_bits(model, inputs, folder):
+    """BERT as it is deployed: fused by ONNX Runtime's optimiser, then quantised dynamically."""
+    onnx.save(export(model, inputs, Exporter.TORCHSCRIPT), folder / "plain.onnx")
+    optimised = optimizer.optimize_model(str(folder / "plain.onnx"), "bert", num_heads=4, hidden_size=32, opt_level=0)
+    optimised.save_model_to_file(str(folder / "fused.onnx"))
+    options = {"DefaultTensorType": TensorProto.FLOAT}
+    quantize_dynamic(folder / "fused.onnx", folder / "int8.onnx", extra_options=options)
+    return onnx.load(folder / "int8.onnx")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_layers_of_a_quantised_transformer_are_compared_inside_its_attention(trace, tmp_path, faulty):
+    """The fused node masks with -10,000 where the model has -3.4e38: what the mask hides is the same."""
+    sample = MODELS["bert"]()
+    name = "bert.encoder.layer.1.attention.self.key"
+    bad = copy.deepcopy(sample.model)
+    if faulty:
+        bad.get_submodule(name).bias.data[5] += 2.0
+    proto = _fused_in_eight_bits(bad, sample.inputs, tmp_path)
+    assert "QAttention" in {node.op_type for node in proto.graph.node}
+    report = trace(sample.model, proto, sample.inputs)
+    assert [d.layer for d in report.divergences] == ([name] if faulty else [])
+    assert [d.cause for d in report.diagnoses] == (["weights"] if faulty else [])
+    assert report.diffuse.format == "int8"
+    differing = [w.parameter for w in report.weights if w.verdict is not WeightVerdict.AGREES]
+    assert differing == ([f"{name}.bias"] if faulty else [])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("faulty", [False, True])
+def test_the_weights_of_a_quantised_recurrent_layer_are_the_models(trace, tmp_path, faulty):
+    model, x = fill(_Recurrent(both=True)).eval(), noise("unfuse.recurrent", 6, 2, 12)
+    bad = copy.deepcopy(model)
+    if faulty:
+        bad.one.weight_hh_l0_reverse.data *= 1.5
+    onnx.save(export(bad, (x,), Exporter.TORCHSCRIPT), tmp_path / "fp32.onnx")
+    quantize_dynamic(tmp_path / "fp32.onnx", tmp_path / "int8.onnx")
+    report = trace(model, tmp_path / "int8.onnx", x)
+    assert [d.layer for d in report.divergences] == (["one"] if faulty else [])
+    differing = [w.parameter for w in report.weights if w.verdict is not WeightVerdict.AGREES]
+    assert differing == (["one.weight_hh_l0_reverse"] if faulty else [])
 
 
 def test_a_fused_node_that_is_not_made_as_its_definition_says_stays_whole():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _TAKE_A_NORM_IN = frozenset({"convolution", "addmm", "mm", "linear"})
+_SHAPES = frozenset({"Shape", "Size"})
 
 
 class Proposer:
@@ -219,8 +220,14 @@ class Proposer:
                 continue
             nodes, start = self._graph.region(tensor, forced)
             if right or self._rounded(tensor, value, nodes):
-                confirmed |= start.difference(self._tensor_families.members(tensor))
+                used = {name for name in start if self._numbers_count(name, nodes)}
+                confirmed |= used.difference(self._tensor_families.members(tensor))
         return confirmed
+
+    def _numbers_count(self, name: str, nodes: set[int]) -> bool:
+        """Whether some nodes read more of a tensor than its shape."""
+        readers = {n for n, _ in self._graph.consumers.get(name, ()) if n in nodes}
+        return any(self._graph.nodes[n].op not in _SHAPES for n in readers)
 
     @cached_property
     def _is_exact(self) -> bool:

@@ -15,7 +15,7 @@ from layerdiff.align.weights import Tie, parameters_of_sites
 from layerdiff.operators import base_name, is_batch_norm, likeness
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 
     from layerdiff.align.alignment import Alignment
     from layerdiff.graph import Node
@@ -29,6 +29,7 @@ _TIE_SCORES = {Tie.EXACT: 2.0, Tie.NEAR: 1.5}
 _FOLDED_SCORE = 2.5
 # What may leave a bias to an Add behind it.
 _PRODUCTS = frozenset({"MatMul", "Conv", "ConvTranspose", "Gemm"})
+_QUANTISERS = frozenset({"QuantizeLinear", "DequantizeLinear"})
 # What exporters and optimisers fold into the weights before it, besides a BatchNorm.
 _FOLDABLE = frozenset({"mul", "div"})
 
@@ -142,8 +143,16 @@ class Scores:
 
     def _is_added_to(self, node: Node, site: Site) -> bool:
         """Whether another node with weights of the same site reads what the node gives, as the Add of its bias does."""
-        readers = {n for name in node.outputs for n, _ in self._graph.consumers.get(name, ())}
+        readers = {n for name in node.outputs for n, _ in self._read_by(name)}
         return not readers.isdisjoint(self._tied_nodes.get(site.index, ()))
+
+    def _read_by(self, name: str) -> Iterator[tuple[int, int]]:
+        """The nodes that read a tensor, and where; quantisers put a pair of nodes between a product and its bias."""
+        for index, slot in self._graph.consumers.get(name, ()):
+            if index >= 0 and slot == 0 and self._graph.nodes[index].op in _QUANTISERS:
+                yield from self._read_by(self._graph.nodes[index].outputs[0])
+            else:
+                yield index, slot
 
     @cached_property
     def _before_bias(self) -> dict[int, int]:
@@ -151,7 +160,7 @@ class Scores:
         constants, found = self._alignment.candidate.constants, {}
         for index in self._tied_sites:
             node = self._graph.nodes[index]
-            readers = self._graph.consumers.get(node.outputs[0], ())
+            readers = list(self._read_by(node.outputs[0]))
             if len(readers) != 1 or self._graph.nodes[readers[0][0]].op != "Add":
                 continue
             add, slot = self._graph.nodes[readers[0][0]], readers[0][1]

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     Array = np.ndarray[Any, Any]
 
 
+_MOVING = frozenset({"Cast", "Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Slice", "Split"})
+
+
 def audit(alignment: Alignment) -> tuple[WeightResult, ...]:
     """One result for every parameter and buffer that an output depends on, in the order in which they are read."""
     candidate = alignment.candidate
@@ -48,7 +51,7 @@ def _stored(candidate: Candidate) -> tuple[dict[str, str], dict[str, Array]]:
         if kind:
             formats[name] = kind
         source, node = name, graph.producer.get(name)
-        while node is not None and graph.nodes[node].op in ("Cast", "Identity", "Transpose", "Reshape"):
+        while node is not None and graph.nodes[node].op in _MOVING:
             source = graph.nodes[node].inputs[0]
             kind = graph.format_of(source) or (str(known[source].dtype) if source in known else "")
             if kind in ("float16", "bfloat16", "float8"):
@@ -59,7 +62,7 @@ def _stored(candidate: Candidate) -> tuple[dict[str, str], dict[str, Array]]:
             step = graph.initializer(scale) if scale not in known else known[scale]
             if step is not None:
                 steps[name] = step
-                formats[name] = str(known[stored].dtype) if stored in known else "int8"
+                formats[name] = graph.format_of(stored) or (str(known[stored].dtype) if stored in known else "int8")
     return formats, steps
 
 

@@ -22,6 +22,10 @@ _START = 16
 _PARTS = (1, 2, 3, 4, 6, 8, 12, 16)
 # Dequantised numbers lie within half a step of what they stand for; a step is fitted, hence a little more.
 _HALF_STEP = 0.51
+# So many of the numbers of a block may be at its short end.
+_CLIPPED = 0.1
+# The step of a bias in 32 bits beside activations in 16 is finer than float32 itself, in which scale and product are.
+_LAST_DIGITS = 4 * 2.0**-24
 
 
 class Held(NamedTuple):
@@ -89,8 +93,8 @@ def in_parts(wanted: Array, constants: Mapping[str, Stored]) -> Held | None:
     stored = [view for one in constants.values() if one.array.size > 1 for view in one.views(wanted.dtype)]
     views = [wanted] if wanted.ndim < 2 else [wanted, np.swapaxes(wanted, -1, -2)]
     for view in views:
-        rows, row = view.shape[0], view.size // view.shape[0]
-        flat = _bits(view[: max(1, _START // row)])[:_START]
+        rows, row = view.shape[0], _unit(view)
+        flat = _bits(view[: max(1, _START * rows // view.size)])[:_START]
         if _place(flat, stored, row) is None:
             continue  # every way to cut it begins with these numbers
         for parts in (n for n in _PARTS if rows % n == 0):
@@ -98,8 +102,7 @@ def in_parts(wanted: Array, constants: Mapping[str, Stored]) -> Held | None:
             places = [place for chunk in chunks if (place := _place(chunk, stored, row)) is not None]
             if len(places) == parts and _in_order(places):
                 return Held(places[0][0], Carried.MERGED if parts == 1 else Carried.SPLIT, wanted)
-    whole = _bits(wanted)
-    row = wanted.size // wanted.shape[0]
+    whole, row = _bits(wanted), _unit(wanted)
     slices = (v.name for v in stored if v.array.size * 8 >= wanted.size and v.at(whole, row) >= 0)
     name = next(slices, None)
     return None if name is None else Held(name, Carried.SPLIT, wanted)
@@ -134,7 +137,7 @@ class _View:
         return _bits(self.array)
 
     def at(self, part: Array, row: int) -> int:
-        """Where some numbers stand, negative where they do not; they begin a row of either side's."""
+        """Where some numbers stand, negative where they do not; they begin a row of either side's (own: `row`)."""
         found = np.flatnonzero(self._starts == part[0]) * self._row
         if self.array.flags.c_contiguous and row > 1 and row % self._row:
             found = np.union1d(found, np.flatnonzero(self._flat[::row] == part[0]) * row)
@@ -142,6 +145,11 @@ class _View:
             if all(np.array_equal(self._flat[place : place + n], part[:n]) for n in (_START, part.size)):
                 return int(place)
         return -1
+
+
+def _unit(array: Array) -> int:
+    """How many numbers each row has; a vector is one: recurrent layers keep two biases in a row for each direction."""
+    return array.size // array.shape[0] if array.ndim > 1 else array.size
 
 
 def _bits(array: Array) -> Array:
@@ -175,6 +183,23 @@ def rounded(wanted: Array, constants: Mapping[str, Array], formats: Mapping[str,
     return None
 
 
+def rounded_in_parts(wanted: Array, constants: Mapping[str, Stored], formats: Mapping[str, str]) -> Held | None:
+    """The same among other numbers, or in pieces: recurrent layers keep both directions, and both biases, in one."""
+    if wanted.dtype.kind != "f":
+        return None
+    kinds: dict[tuple[str, str], dict[str, Stored]] = {}
+    for name, one in constants.items():
+        kind = formats.get(name) or (str(one.array.dtype) if one.array.dtype.kind == "f" else "")
+        if kind not in ("", str(wanted.dtype)):
+            kinds.setdefault((kind, str(one.array.dtype)), {})[name] = one
+    for (kind, dtype), alike in kinds.items():
+        narrow = in_format(wanted, kind)
+        found = None if narrow is None else in_parts(narrow.astype(dtype), alike)
+        if found is not None:
+            return Held(found.name, Carried.ROUNDED, found.array)
+    return None
+
+
 def in_format(array: Array, kind: str) -> Array | None:
     """An array rounded to a number format, a half to even; None for one that is not known."""
     if kind == "bfloat16":
@@ -187,7 +212,9 @@ def in_format(array: Array, kind: str) -> Array | None:
     return None
 
 
-def quantised(wanted: Array, constants: Mapping[str, Array], steps: Mapping[str, Array]) -> Held | None:
+def quantised(
+    wanted: Array, constants: Mapping[str, Array], steps: Mapping[str, Array], formats: Mapping[str, str]
+) -> Held | None:
     """The constant that stands for the wanted numbers on a grid of integers, none of them off by more than half a step.
 
     `steps` are the scales of those that are dequantised; for plain integers scale and zero point are fitted.
@@ -197,15 +224,25 @@ def quantised(wanted: Array, constants: Mapping[str, Array], steps: Mapping[str,
     for name, array in constants.items():
         if array.size != wanted.size or not (name in steps or array.dtype.kind in "iu"):
             continue
+        if np.squeeze(array).shape == np.squeeze(wanted).shape:
+            array = array.reshape(wanted.shape)  # noqa: PLW2901  a norm's weight with axes of one behind it
         for view in (v for v in (wanted, wanted.T) if v.shape == array.shape):
             back = _dequantised(view, array) if array.dtype.kind in "iu" else array.astype(np.float64)
             step = _fitted_step(view, array) if array.dtype.kind in "iu" else steps.get(name)
             if back is None or step is None:
                 continue
-            off = np.abs(back - view)
-            if any(np.all(off <= _HALF_STEP * room) for room in _along(step, view)):
+            off = np.abs(back - view) - _LAST_DIGITS * np.abs(view)
+            if any(_within(off, room, formats.get(name, "")) for room in _along(step, view)):
                 return Held(name, Carried.QUANTISED, back if view is wanted else back.T)
     return None
+
+
+def _within(off: Array, step: Array, kind: str) -> bool:
+    """Whether numbers lie within half a step; of few bits some are clipped: the middle leaves one end a step short."""
+    inside = off <= _HALF_STEP * step
+    return bool(np.all(inside)) or (
+        kind in ("int2", "int4") and bool(np.all(off <= step)) and float(np.mean(inside)) >= 1 - _CLIPPED
+    )
 
 
 def _along(step: Array, view: Array) -> Iterator[Array]:

@@ -17,7 +17,7 @@ from layerdiff.audit.folds import (
     output_axis,
     views_of,
 )
-from layerdiff.audit.forms import Stored, held, in_parts, layout_of, quantised, rounded
+from layerdiff.audit.forms import Stored, held, in_parts, layout_of, quantised, rounded, rounded_in_parts
 from layerdiff.operators import base_name
 from layerdiff.unlike import Unlike
 from layerdiff.weights import Carried, WeightResult, WeightVerdict
@@ -94,11 +94,11 @@ class Judge:
     def _otherwise(self, wanted: Array, constants: Mapping[str, Array]) -> Held | None:
         """The constant that holds the numbers rounded, quantised, or among others."""
         alike = {name: array for name, array in constants.items() if array.size == wanted.size}
-        return (
-            rounded(wanted, alike, self._formats)
-            or quantised(wanted, alike, self._steps)
-            or in_parts(wanted, {name: self._kept(name, array) for name, array in constants.items()})
-        )
+        found = rounded(wanted, alike, self._formats) or quantised(wanted, alike, self._steps, self._formats)
+        if found is not None:
+            return found
+        stored = {name: self._kept(name, array) for name, array in constants.items()}
+        return in_parts(wanted, stored) or rounded_in_parts(wanted, stored, self._formats)
 
     def _kept(self, name: str, array: Array) -> Stored:
         """A constant, looked into once for all parameters."""
@@ -231,18 +231,24 @@ class Judge:
         if wanted.dtype.kind not in "fiu" or place.right is None:
             return None
         own = [self._array(v) for index in (place.sites | {site.index}) for v in self._constant_inputs(index)]
-        own = [array for array in own if array.size == wanted.size and array is not wanted]
+        own = [_in_gate_order(a, place) for a in own if a.size == wanted.size and a is not wanted]
         rivals = []
         for name, array in place.constants.items():
             if array.size != wanted.size or array.dtype.kind != wanted.dtype.kind:
                 continue
-            if any(a.dtype == array.dtype and layout_of(a, array) is not None for a in own):
+            if any(self._holds(name, array, other) for other in own):
                 continue
             rivals.append((_shared(wanted, array), name, array))
         best = max(rivals, key=lambda r: r[0], default=None)
         if best is None or (best[0] < _KIN and (place.right or wanted.size < 2)):
             return None  # it comes out right: this is something else, and the parameter went into it
         return best[1], best[2]
+
+    def _holds(self, name: str, array: Array, other: Array) -> bool:
+        """Whether a constant has an array's numbers, as they are or dequantised."""
+        if other.dtype == array.dtype and layout_of(other, array) is not None:
+            return True
+        return name in self._steps and quantised(other, {name: array}, self._steps, self._formats) is not None
 
     def _constant_inputs(self, site: int) -> Iterator[int]:
         for value in self._reference.sites[site].inputs:

@@ -123,7 +123,10 @@ class Places:
         assert pair is not None
         nodes, _ = graph.region(pair.tensor, self._forced)
         known = self._constants
-        names = dict.fromkeys(name for index in sorted(nodes) for name in graph.nodes[index].reads if name in known)
+        reading = [graph.nodes[index] for index in sorted(nodes)]
+        # Of what is dequantised the real numbers count: with another scale the integers alone are right.
+        reading = [n for n in reading if n.op != "DequantizeLinear" or n.outputs[0] not in known]
+        names = dict.fromkeys(name for node in reading for name in node.reads if name in known)
         runs = (found.isolated or found.candidate.tapped, found.candidate.tapped)
         right = any(found.holds_in(run, value, pair.tensor) for run in runs)
         operators = frozenset(graph.nodes[index].op for index in nodes)

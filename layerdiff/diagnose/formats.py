@@ -8,6 +8,8 @@ import numpy as np
 
 from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
+from layerdiff.diagnose.quantisers import ends
+from layerdiff.formats import QUANTISED
 from layerdiff.patch import SetAttribute
 from layerdiff.unlike import share_of
 
@@ -86,14 +88,17 @@ def _stored(stretch: Stretch) -> Iterator[Hypothesis]:
 
             if stretch.only_quantised(difference):
                 continue
-            info = np.iinfo(stored.dtype)
-            clipped = int(np.sum((stored == info.min) | (stored == info.max)))
-            text = f"A constant of {difference.op} is kept as {stored.dtype}, in a scale that does not hold it."
+            name, kind = stored
+            numbers = stretch.alignment.candidate.graph.initializer(name)
+            assert numbers is not None
+            smallest, largest = ends(kind, numbers.dtype)
+            clipped = int(np.sum((numbers == smallest) | (numbers == largest)))
+            text = f"A constant of {difference.op} is kept as {kind}, in a scale that does not hold it."
             if clipped:
-                text = f"{clipped} of {stored.size} stored {stored.dtype} numbers of {difference.op} are clipped."
+                text = f"{clipped} of {numbers.size} stored {kind} numbers of {difference.op} are clipped."
             if (unlike := _unlike(difference)) is not None:
-                text = f"The stored {stored.dtype} numbers of {difference.op} {unlike}."
-            evidence = {"dtype": str(stored.dtype), "clipped": clipped}
+                text = f"The stored {kind} numbers of {difference.op} {unlike}."
+            evidence = {"dtype": kind, "clipped": clipped}
             yield Hypothesis(
                 "quantization", text, evidence, changes_for(stretch, difference), "quantise this layer anew"
             )
@@ -108,6 +113,9 @@ def _unlike(difference: Difference) -> str | None:
     size = float(np.linalg.norm(e)) or 1.0
     held = np.clip(e, a.min(), a.max())  # what the range lets through
     factor = float(held @ a) / max(float(a @ a), 1e-300)
+    whole = float(e @ a) / max(float(a @ a), 1e-300)
+    if abs(whole - 1) > _CLIPPED and float(np.linalg.norm(whole * a - e)) <= QUANTISED * size:
+        return f"have a scale that is {1 / whole:.4g} times theirs"
     if float(np.linalg.norm(factor * a - held)) > _ANOTHER * size:
         share = share_of(float(np.linalg.norm(a - e)) / size).replace("its", "their")
         return f"are not the model's: they differ by {share}"
@@ -116,8 +124,8 @@ def _unlike(difference: Difference) -> str | None:
     return f"have a scale that is {1 / factor:.4g} times theirs"
 
 
-def _integers_behind(stretch: Stretch, difference: Difference) -> Array | None:
-    """The integers that a constant is dequantised from."""
+def _integers_behind(stretch: Stretch, difference: Difference) -> tuple[str, str] | None:
+    """The integers that a constant is dequantised from: their name, and their type."""
     graph, node = stretch.alignment.candidate.graph, difference.node
     if node is None or difference.place is None or not isinstance(difference.got, np.ndarray):
         return None
@@ -126,4 +134,6 @@ def _integers_behind(stretch: Stretch, difference: Difference) -> Array | None:
         return None
     dequantiser = graph.dequantiser(reads[difference.place.slot])
     stored = None if dequantiser is None else graph.initializer(dequantiser.inputs[0])
-    return stored if stored is not None and stored.dtype.kind in "iu" else None
+    if dequantiser is None or stored is None or stored.dtype.kind not in "iu":
+        return None
+    return dequantiser.inputs[0], graph.format_of(dequantiser.inputs[0]) or str(stored.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,18 @@ class Scheme:
     scale: Array
     zero: Array
     axis: int = 1
+    bits: int = 0
+    """How many bits of the type are used, where that is not all: numbers of four have a byte each in numpy."""
+
+    @property
+    def limits(self) -> tuple[int, int]:
+        """The smallest and the largest integer."""
+        return ends(f"int{self.bits}" if self.bits else "", self.zero.dtype)
+
+    @property
+    def middle(self) -> int:
+        """The zero point that gives both signs the same range."""
+        return 0 if self.zero.dtype.kind == "i" else (self.limits[1] + 1) // 2
 
     @property
     def per_channel(self) -> bool:
@@ -36,15 +48,13 @@ class Scheme:
     @property
     def symmetric(self) -> bool:
         """Whether the zero point is in the middle of the integers, so that both signs have the same range."""
-        return bool(
-            np.all(self.zero == (0 if self.zero.dtype.kind == "i" else 1 << (8 * self.zero.dtype.itemsize - 1)))
-        )
+        return bool(np.all(self.zero == self.middle))
 
     @property
     def range(self) -> tuple[float, float]:
         """The smallest and the largest real number that there is an integer for, over all channels."""
-        limits, zero, scale = np.iinfo(self.zero.dtype), self.zero.astype(np.float64), self.scale.astype(np.float64)
-        return float(((limits.min - zero) * scale).min()), float(((limits.max - zero) * scale).max())
+        (low, high), zero, scale = self.limits, self.zero.astype(np.float64), self.scale.astype(np.float64)
+        return float(((low - zero) * scale).min()), float(((high - zero) * scale).max())
 
     def same(self, other: Scheme) -> bool:
         """Whether two schemes give the same numbers."""
@@ -53,21 +63,29 @@ class Scheme:
 
     def real(self, integers: Array) -> Array:
         """The real numbers of stored integers, in double precision."""
-        scale, zero = (self._along(array, integers.ndim).astype(np.float64) for array in (self.scale, self.zero))
+        scale, zero = (self.along(array, integers.ndim).astype(np.float64) for array in (self.scale, self.zero))
         return (integers.astype(np.float64) - zero) * scale
 
     def integers(self, real: Array) -> Array:
         """The nearest integers, halves to even, clipped to the type's range (ONNX: QuantizeLinear)."""
-        scale, zero = (self._along(array, real.ndim).astype(np.float64) for array in (self.scale, self.zero))
-        limits = np.iinfo(self.zero.dtype)
-        return np.clip(np.rint(real.astype(np.float64) / scale) + zero, limits.min, limits.max).astype(self.zero.dtype)
+        scale, zero = (self.along(array, real.ndim).astype(np.float64) for array in (self.scale, self.zero))
+        return np.clip(np.rint(real.astype(np.float64) / scale) + zero, *self.limits).astype(self.zero.dtype)
 
-    def _along(self, array: Array, rank: int) -> Array:
+    def along(self, array: Array, rank: int) -> Array:
+        """Scales or zero points, in the shape in which they go with an array of so many axes."""
         if array.size == 1 or rank == 0:
             return array.reshape(())
         shape = [1] * rank
         shape[self.axis % rank] = array.size
         return array.reshape(shape)
+
+
+def ends(kind: str, dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The smallest and the largest integer of a format of few bits (int4), else of a type."""
+    if kind not in ("int2", "int4"):
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    count = 1 << int(kind.removeprefix("int"))
+    return (-count // 2, count // 2 - 1) if dtype.kind == "i" else (0, count - 1)
 
 
 def fitted(values: Array, like: Scheme, axis: int | None = None) -> Scheme:
@@ -76,16 +94,15 @@ def fitted(values: Array, like: Scheme, axis: int | None = None) -> Scheme:
     flat = values.astype(np.float64)
     flat = flat[np.isfinite(flat)].reshape(1, -1) if not like.per_channel else _by_channel(flat, axis)
     low, high = (np.minimum(flat.min(axis=1, initial=0.0), 0.0), np.maximum(flat.max(axis=1, initial=0.0), 0.0))
-    limits, kind = np.iinfo(like.zero.dtype), like.zero.dtype
+    smallest, largest = like.limits
     if like.symmetric:
-        middle = 0 if kind.kind == "i" else (limits.max + 1) // 2
-        scale, zero = np.maximum(-low, high) / (limits.max - middle), np.full(low.shape, middle)
+        scale, zero = np.maximum(-low, high) / (largest - like.middle), np.full(low.shape, like.middle)
     else:
-        scale = (high - low) / (limits.max - limits.min)
-        zero = np.rint(limits.min - low / np.where(scale > 0, scale, 1.0))
+        scale = (high - low) / (largest - smallest)
+        zero = np.rint(smallest - low / np.where(scale > 0, scale, 1.0))
     scale = np.where(scale > 0, scale, 1.0).astype(like.scale.dtype)
     shape = () if not like.per_channel else scale.shape
-    return Scheme(scale.reshape(shape), zero.astype(kind).reshape(shape), axis)
+    return Scheme(scale.reshape(shape), zero.astype(like.zero.dtype).reshape(shape), axis, like.bits)
 
 
 def _by_channel(values: Array, axis: int) -> Array:
@@ -111,6 +128,16 @@ class Stored:
     integers: Array
     scheme: Scheme
 
+    @property
+    def kind(self) -> str:
+        """The type of the integers."""
+        return f"int{self.scheme.bits}" if self.scheme.bits else str(self.integers.dtype)
+
+    @property
+    def is_bias(self) -> bool:
+        """Whether its scale is the product of two others, and it has room for any number."""
+        return bool(self.integers.dtype.itemsize == 4)
+
 
 def activations(graph: Graph, constants: Mapping[str, Array]) -> Iterator[Activation]:
     """Every tensor that is quantised, and dequantised again."""
@@ -129,14 +156,15 @@ def activations(graph: Graph, constants: Mapping[str, Array]) -> Iterator[Activa
 
 
 def stored(graph: Graph, constants: Mapping[str, Array]) -> Iterator[Stored]:
-    """Every constant of eight bits or fewer, and biases, which have 32 and the scale of what they are added to."""
+    """Every constant of sixteen bits or fewer, and biases, which have 32 and the scale of what they are added to."""
     for node in graph.nodes:
         integers = constants.get(node.inputs[0]) if node.op == "DequantizeLinear" else None
-        if integers is None or integers.dtype.kind not in "iu" or integers.dtype.itemsize not in (1, 4):
+        if integers is None or integers.dtype.kind not in "iu" or integers.dtype.itemsize not in (1, 2, 4):
             continue
-        scheme = scheme_of(node, constants, integers.dtype)
+        scheme, kind = scheme_of(node, constants, integers.dtype), graph.format_of(node.inputs[0])
         if scheme is not None:
-            yield Stored(node, integers, scheme)
+            bits = int(kind.removeprefix("int")) if kind else 0
+            yield Stored(node, integers, replace(scheme, bits=bits))
 
 
 def scheme_of(node: Node, constants: Mapping[str, Array], kind: Any = np.uint8) -> Scheme | None:

@@ -16,7 +16,7 @@ from layerdiff.diagnose.difference import What
 from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.quantisers import Activation, Scheme, activations, fitted, stored
 from layerdiff.diagnose.semantics import changes_for
-from layerdiff.diagnose.stored import FITS, apart, short, what_is_wrong
+from layerdiff.diagnose.stored import FITS, apart, room, short, what_is_wrong
 from layerdiff.diagnose.weights import in_what_way, parameter_behind, reader_of
 from layerdiff.errors import BackendError, PatchError
 from layerdiff.model import Kind
@@ -61,6 +61,7 @@ class _Cure:
     stored: bool = False  # weights: what is wrong with them is known without any input
     cause: str = "quantization"
     site: int | None = None  # the reference operator that it belongs to, where it is one
+    bias: bool = False  # it is wrong whatever it is beside the rounding of weights
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def _guilty(stretch: Stretch, cures: Sequence[_Cure], before: float) -> list[_Cu
     alone = sorted(((_error(stretch, cure.patch), i) for i, cure in enumerate(cures)), key=lambda pair: pair)
     least = min(best, alone[0][0])
     falls = _CLIPPED_FALLS if any(cure.evidence.get("outside") for cure in cures) else _FALLS
-    if any(cure.cause == "weights" for cure in cures):  # a bias is wrong whatever it is beside the rounding of weights
+    if any(cure.bias for cure in cures):
         falls = _ANY
     if not least <= falls * before:
         return []
@@ -132,7 +133,7 @@ def _told(stretch: Stretch, guilty: Sequence[_Cure], before: float) -> Found:
         evidence["no_repair"] = "its range was found on one input and is not right for every other: calibrate again"
     remedies = dict.fromkeys(cure.remedy for cure in guilty if cure.remedy)
     remedy = "\n".join(remedies)
-    falls = _ANY if first.cause == "weights" else _FALLS if general else _NEARLY_ALL
+    falls = _ANY if first.bias else _FALLS if general else _NEARLY_ALL
     decided = evidence["relative_error_after"] <= falls * before
     site = first.site if len({cure.site for cure in guilty}) == 1 else None
     told = Hypothesis(
@@ -180,8 +181,8 @@ def _of_activations(stretch: Stretch, candidate: Candidate, mended: Patch) -> It
 def _misfit(one: Activation, values: Array, readers: Sequence[Node]) -> _Cure | None:
     """A range that does not hold the values, or of which they need a small part only."""
     wanted = fitted(values, one.written)
-    share, room = _outside(values, one.written), _room(one.written, wanted)
-    if share == 0 and 1 / _COARSE < room < _COARSE:
+    share, needed = _outside(values, one.written), _room(one.written, wanted)
+    if share == 0 and 1 / _COARSE < needed < _COARSE:
         return None
     patch = tuple(change for node in (one.writer, *readers) for change in _set(node, wanted))
     low, high = one.written.range
@@ -190,7 +191,7 @@ def _misfit(one: Activation, values: Array, readers: Sequence[Node]) -> _Cure | 
         f"{100 * share:.3g} % of the values of {one.tensor} ({smallest:.4g} to {largest:.4g}) lie outside "
         f"the range of its scale and zero point ({low:.4g} to {high:.4g}): it was calibrated on other data."
         if share
-        else f"The step of {one.tensor} is {1 / room:.3g} times what its values need "
+        else f"The step of {one.tensor} is {1 / needed:.3g} times what its values need "
         f"({smallest:.4g} to {largest:.4g} in a range of {low:.4g} to {high:.4g})."
     )
     evidence = _numbers(one.tensor, one.written, wanted) | {"values": [smallest, largest], "outside": share}
@@ -276,20 +277,20 @@ def _of_weights(stretch: Stretch, graph: Graph, constants: Mapping[str, Array]) 
             continue
         difference = apart(one.scheme.real(one.integers), right)
         scheme, what = what_is_wrong(one, right)
-        if difference <= FITS:
+        if difference <= room(one.scheme, right):
             continue
         again = scheme.integers(right)
         patch = (SetConstant(one.node.outputs[0], 0, again), *_set(one.node, scheme))
         if scheme.axis != one.scheme.axis:
             patch = (*patch, SetAttribute(one.node.outputs[0], "axis", scheme.axis))
-        limits = np.iinfo(one.integers.dtype)
-        clip = float(np.mean((one.integers == limits.min) | (one.integers == limits.max)))
+        smallest, largest = one.scheme.limits
+        clip = float(np.mean((one.integers == smallest) | (one.integers == largest)))
         evidence = _numbers(one.node.inputs[0], one.scheme, scheme) | {"clipped": clip, "rel_l2": difference}
-        kept = "weights" if one.integers.dtype.itemsize == 1 else "biases"
-        text = f"The {one.integers.dtype} {kept} {one.node.inputs[0]} {what}."
+        kept = "biases" if one.is_bias else "weights"
+        text = f"The {one.kind} {kept} {one.node.inputs[0]} {what}."
         name = parameter_behind(stretch, right)
         site = None if name is None else reader_of(stretch, name)
-        yield _Cure(text, evidence, patch, general=True, remedy="", stored=True, site=site)
+        yield _Cure(text, evidence, patch, general=True, remedy="", stored=True, site=site, bias=one.is_bias)
 
 
 def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
@@ -309,7 +310,8 @@ def _of_floats(stretch: Stretch) -> Iterator[_Cure]:
         text, evidence = in_what_way(stretch, name, right, got)
         again, site = "export again from the model that is meant to ship", reader_of(stretch, name)
         evidence = {"parameter": name, **evidence}
-        yield _Cure(text, evidence, patch, general=True, remedy=again, stored=True, cause="weights", site=site)
+        told: dict[str, Any] = {"remedy": again, "cause": "weights", "site": site}
+        yield _Cure(text, evidence, patch, general=True, stored=True, bias=True, **told)
 
 
 def _wanted_weights(stretch: Stretch) -> Iterator[tuple[str, Array]]:

@@ -11,6 +11,7 @@ from layerdiff.diagnose.hypothesis import Hypothesis
 from layerdiff.diagnose.parts import MOVING, RESHAPING
 from layerdiff.diagnose.semantics import REDUCTIONS, SELECTIONS, cause_at, cause_by_site, cause_of, mask_values
 from layerdiff.diagnose.wires import under_a_root
+from layerdiff.formats import format_of
 from layerdiff.model import Kind
 from layerdiff.operators import base_name, only_moves
 
@@ -59,9 +60,9 @@ def _named(stretch: Stretch, differences: list[Difference]) -> _Named:
     if stretch.divergence.kind is Kind.DROPPED or not stretch.origin.nodes or _gives_its_input(stretch):
         return _Named(_dropped(stretch), f"{ops} is missing from the file.")
     if any(node.op == "QuantizeLinear" for node in stretch.nodes):
-        return _Named(
-            "quantization", f"Eight-bit numbers round {ops}; no one of them is at fault alone.", decided=False
-        )
+        bits = _BITS.get(format_of(stretch.alignment.candidate, stretch.origin.nodes) or "", "Eight")
+        text = f"{bits}-bit numbers round {ops}; no one of them is at fault alone."
+        return _Named("quantization", text, decided=False)
     if (cause := too_narrow(stretch)) is not None:
         return _Named(cause, f"A value inside {ops} does not fit into half precision.")
     if _in_another_order(stretch):
@@ -113,6 +114,7 @@ def _lacking(stretch: Stretch, site: Site, absent: set[str]) -> tuple[str, bool]
 
 
 # Operators that have one way only to be another: whatever differs in them is called so.
+_BITS = {"int2": "Two", "int4": "Four", "int16": "Sixteen"}
 _SPECIFIC = frozenset({"pooling", "resize", "activation", "rounding", "recurrent"})
 
 

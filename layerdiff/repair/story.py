@@ -158,8 +158,8 @@ def _refusal(report: Any, left: list[Unrepaired]) -> str:
     lines = [f"{d.summary} Instead: {d.remedy}" for d in report.diagnoses if d.remedy]
     if not lines and report.diffuse is not None:
         whole = EXPORT_AGAIN.replace("model.eval()", "model.float().eval()")
-        found = report.diffuse
-        lines = [f"{len(found.layers)} layers only round to {found.format}; no one change cures that. Instead: {whole}"]
+        found, formats = report.diffuse, " and ".join(report.diffuse.formats)
+        lines = [f"{len(found.layers)} layers only round to {formats}; no one change cures that. Instead: {whole}"]
     return "\n".join([f"{_NONE}.", *lines])
 
 

@@ -90,7 +90,8 @@ def _network(report: Report) -> str:
         sentences.append(f"Further origins: {'; '.join(parts)}.")
     sentences += _confined(report)
     if report.diffuse is not None:
-        sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {report.diffuse.format}.")
+        formats = " and ".join(report.diffuse.formats)
+        sentences.append(f"Besides, {len(report.diffuse.layers)} layers only round to {formats}.")
     sentences.append(f"{_consequences(report)}.")
     return " ".join([*sentences, *_remedy(report)])
 
@@ -248,9 +249,10 @@ def _consequences(report: Report) -> str:
 def _diffuse(diffuse: Diffuse, report: Report, where: str) -> str:
     """Rounding everywhere: who introduces most, and whose healing helps most."""
     leading = ", ".join(f"{layer_name(r.layer)} ({r.rel_l2:.1e} of its size)" for r in diffuse.layers[:3])
+    formats = " and ".join(diffuse.formats)
     sentences = [
         f"The outputs differ{where} ({_worst_output(report)}), and no single layer is to blame.",
-        f"{len(diffuse.layers)} layers compute in {diffuse.format}, each within what that format explains.",
+        f"{len(diffuse.layers)} layers compute in {formats}, each within what that format explains.",
         f"Most is introduced by {leading}.",
     ]
     first, *rest = [r.rel_l2 for r in diffuse.layers]

@@ -1,7 +1,8 @@
 """ONNX Runtime's fused self-attention, taken apart: three projections, scores, a mask, a softmax, and their product.
 
 ``com.microsoft.Attention`` keeps the weights of query, key and value side by side in one matrix (onnxruntime,
-docs/ContribOperators.md). Without a cache of earlier keys its definition is a dozen standard operators.
+docs/ContribOperators.md). Without a cache of earlier keys its definition is a dozen standard operators. ``QAttention``
+is the same of integers: input and weights are dequantised first.
 """
 
 from __future__ import annotations
@@ -24,22 +25,47 @@ _COUNTING = ("EmbedLayerNormalization", "ReduceSum")  # they give the length of 
 
 def whole_attention(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     """Whether such a node has no cache, no rotation, equal sizes, and a mask of (batch, length), lengths, or none."""
+    stored = len(node.input) > 1 and any(tensor.name == node.input[1] for tensor in model.graph.initializer)
+    node = _in_floats(node)
     given = _attributes(node)
     if len(node.input) < 2 or not int(given.get("num_heads", 0)) > 0:
         return False
     if any(_operand(node, slot) for slot in (4, 6)) or given.get("do_rotary") or given.get("qkv_hidden_sizes"):
         return False
-    stored = any(tensor.name == node.input[1] for tensor in model.graph.initializer)
     mask = _operand(node, 3)
     return stored and len(node.output) == 1 and (not mask or _rank(model.graph, mask) is not None)
 
 
 def attention_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], model: onnx.ModelProto) -> _Parts:
     """The operators of such a node, in order."""
-    mask = _operand(node, 3)
     stored = weights[node.input[1]]
     kind = helper.tensor_dtype_to_np_dtype(stored.data_type)
-    return _Attention(node, stored.dims[1] // 3, kind).parts(_rank(model.graph, mask) if mask else None)
+    if node.op_type == "QAttention":
+        yield from _dequantised(node)
+        node = _in_floats(node)
+    mask = _operand(node, 3)
+    yield from _Attention(node, stored.dims[1] // 3, kind).parts(_rank(model.graph, mask) if mask else None)
+
+
+def _in_floats(node: onnx.NodeProto) -> onnx.NodeProto:
+    """An Attention of integers as that of what they stand for; any other node as it is."""
+    if node.op_type != "QAttention":
+        return node
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    del plain.input[:]
+    output = node.output[0] if node.output else ""
+    plain.input.extend([f"{output}__x", f"{output}__w", *(_operand(node, slot) for slot in (2, 5, 8))])
+    return plain
+
+
+def _dequantised(node: onnx.NodeProto) -> _Parts:
+    """The input and the weights of an Attention of integers; columns of the weights may have a scale each."""
+    for mark, slots, axis in (("x", (0, 3, 6), -1), ("w", (1, 4, 7), 1)):
+        operands = [name for slot in slots if (name := _operand(node, slot))]
+        made = helper.make_node("DequantizeLinear", operands, [f"{node.output[0]}__{mark}"], name=node.name, axis=axis)
+        made.metadata_props.extend(node.metadata_props)
+        yield made
 
 
 class _Attention:

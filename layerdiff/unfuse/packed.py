@@ -51,7 +51,9 @@ def unpacked_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]
         return made
 
     for name, values in _tensors(node, weights).items():
-        yield numpy_helper.from_array(np.ascontiguousarray(values), f"{output}__{name}")
+        tensor = numpy_helper.from_array(np.ascontiguousarray(values), f"{output}__{name}")
+        tensor.doc_string = _format(node) if name == "int" else ""  # a byte each, for runtimes without such a type
+        yield tensor
     integers = [f"{output}__{name}" for name in ("int", "scales", "zeros")]
     yield part("DequantizeLinear", integers, f"{output}__blocks", axis=0)
     yield part("Reshape", [f"{output}__blocks", f"{output}__shape"], f"{output}__padded")
@@ -63,6 +65,12 @@ def unpacked_parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]
     yield part("MatMul", [node.input[0], f"{output}__weight"], f"{output}__product" if bias else output)
     if bias:
         yield part("Add", [f"{output}__product", bias], output)
+
+
+def _format(node: onnx.NodeProto) -> str:
+    """How many bits the numbers of a node have."""
+    given = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    return f"int{given.get('bits', 4)}"
 
 
 def _tensors(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto]) -> dict[str, NDArray[np.generic]]:

@@ -18,6 +18,7 @@ from onnx import helper, numpy_helper
 from layerdiff.unfuse.attention import attention_parts, whole_attention
 from layerdiff.unfuse.integers import without_integer_products
 from layerdiff.unfuse.packed import packed, unpacked_parts
+from layerdiff.unfuse.recurrent import recurrent_parts, whole_recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,7 +30,7 @@ _DOMAIN = "com.microsoft"
 _MALFORMED = (ValueError, TypeError, LookupError, ArithmeticError)
 # Quantised operators need 13, where scales may be per axis.
 _NEEDED_OPSET = {"SkipLayerNormalization": 17} | dict.fromkeys(
-    ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "Attention"), 13
+    ("DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "Attention", "DynamicQuantizeLSTM"), 13
 )
 
 
@@ -62,11 +63,8 @@ def _taken_apart(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
     standard = node.op_type in ("QLinearConv", "QLinearMatMul")
     if node.domain not in ((_DOMAIN, "", "ai.onnx") if standard else (_DOMAIN,)):
         return False
-    if node.op_type == "Attention":
-        if not whole_attention(node, model):
-            return False
-    elif node.op_type == "MatMulNBits":
-        if not packed(node, model):
+    if node.op_type in _WITH_WEIGHTS:
+        if not _WITH_WEIGHTS[node.op_type](node, model):
             return False
     elif node.op_type not in _PARTS or (node.op_type == "FastGelu" and not _operand(node, 1)):
         return False
@@ -75,8 +73,10 @@ def _taken_apart(node: onnx.NodeProto, model: onnx.ModelProto) -> bool:
 
 
 def _parts(node: onnx.NodeProto, weights: Mapping[str, onnx.TensorProto], model: onnx.ModelProto) -> _Parts:
-    if node.op_type == "Attention":
+    if node.op_type in ("Attention", "QAttention"):
         return attention_parts(node, weights, model)
+    if node.op_type == "DynamicQuantizeLSTM":
+        return recurrent_parts(node, weights)
     return unpacked_parts(node, weights) if node.op_type == "MatMulNBits" else _PARTS[node.op_type](node)
 
 
@@ -184,16 +184,20 @@ def _requantised(node: onnx.NodeProto, source: str, scale: str, zero: str) -> on
     return _part(node, "QuantizeLinear", [name for name in (source, scale, zero) if name], node.output[0])
 
 
+def _bias_parts(node: onnx.NodeProto, bias: str, scales: tuple[str, str], output: str) -> _Parts:
+    """A bias of int32 in units of the product of both scales, dequantised as a QDQ file writes it."""
+    yield _part(node, "Mul", list(scales), f"{output}_scale")
+    yield _dequantised(node, (bias, f"{output}_scale", ""), output, axis=-1)
+
+
 def _qlinear_conv_parts(node: onnx.NodeProto) -> _Parts:
     x, xs, xz, w, ws, wz, ys, yz = node.input[:8]
     mark = node.output[0]
     yield _dequantised(node, (x, xs, xz), f"{mark}__x")
     yield _dequantised(node, (w, ws, wz), f"{mark}__w", axis=0)
     inputs = [f"{mark}__x", f"{mark}__w"]
-    if _operand(node, 8):  # the bias is int32 in units of the product of both scales
-        yield _part(node, "Cast", [node.input[8]], f"{mark}__b_int", to=onnx.TensorProto.FLOAT)
-        yield _part(node, "Mul", [xs, ws], f"{mark}__b_scale")
-        yield _part(node, "Mul", [f"{mark}__b_int", f"{mark}__b_scale"], f"{mark}__b")
+    if _operand(node, 8):
+        yield from _bias_parts(node, node.input[8], (xs, ws), f"{mark}__b")
         inputs.append(f"{mark}__b")
     yield _part(node, "Conv", inputs, f"{mark}__y", **_attributes(node))
     yield _requantised(node, f"{mark}__y", ys, yz)
@@ -215,9 +219,7 @@ def _qgemm_parts(node: onnx.NodeProto) -> _Parts:
     yield _dequantised(node, tuple(node.input[3:6]), f"{mark}__b", axis=axis)
     inputs = [f"{mark}__a", f"{mark}__b"]
     if _operand(node, 6):
-        yield _part(node, "Cast", [node.input[6]], f"{mark}__c_int", to=onnx.TensorProto.FLOAT)
-        yield _part(node, "Mul", [node.input[1], node.input[4]], f"{mark}__c_scale")
-        yield _part(node, "Mul", [f"{mark}__c_int", f"{mark}__c_scale"], f"{mark}__c")
+        yield from _bias_parts(node, node.input[6], (node.input[1], node.input[4]), f"{mark}__c")
         inputs.append(f"{mark}__c")
     quantised = bool(_operand(node, 7))
     yield _part(node, "Gemm", inputs, f"{mark}__y" if quantised else mark, **attributes)
@@ -274,6 +276,14 @@ def _product_parts(node: onnx.NodeProto, a: tuple[str, ...], b: tuple[str, str, 
     if bias:
         yield _part(node, "Add", [f"{mark}__y", bias], mark)
 
+
+_WITH_WEIGHTS: dict[str, Callable[[onnx.NodeProto, onnx.ModelProto], bool]] = {
+    "Attention": whole_attention,
+    "QAttention": whole_attention,
+    "MatMulNBits": packed,
+    "DynamicQuantizeLSTM": whole_recurrent,
+}
+"""What is taken apart only where its weights are in the file, and how that is told."""
 
 _PARTS: dict[str, Callable[[onnx.NodeProto], _Parts]] = {
     "FusedConv": _conv_parts,
