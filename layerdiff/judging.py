@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from layerdiff.errors import BackendError, LayerdiffError, ReferenceFailedError, RuntimeDiedError
 from layerdiff.evident import evident, far_off
+from layerdiff.glance import glance
 from layerdiff.measure import limits_for
 from layerdiff.model import SampleResult
 from layerdiff.reached import add_place
 from layerdiff.reconsider import Located
 from layerdiff.several import judged
-from layerdiff.sound import skim, sound
+from layerdiff.sound import sound
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,7 +76,8 @@ class Judge:
         bar.stage("running the candidate")
         outputs = run.paired(reference, {}, candidate.graph, index)
         added = limits_for(reference, {}, None) if self._may_do_without_twin else {}
-        shipped, tapped, death = _ran(candidate, partial(skim, reference, candidate, outputs, added) if added else None)
+        looked = partial(glance, reference, candidate, outputs, added) if added else None
+        shipped, tapped, death = _ran(candidate, looked)
         floor, place = None, None
         if self._may_do_without_twin and death is None:
             bar.stage("aligning layers")
@@ -132,14 +134,14 @@ def _named(run: Runner) -> Iterator[None]:
 
 
 def _ran(
-    candidate: Candidate, skim: Callable[[], None] | None
+    candidate: Candidate, looked: Callable[[], None] | None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], RuntimeDiedError | None]:
     """What the candidate gives as it ships and with every tensor visible, up to where the runtime died."""
     shipped: Mapping[str, Any] = {}
     try:
         shipped = candidate.shipped
-        if skim is not None:
-            skim()
+        if looked is not None:
+            looked()
         tapped = candidate.tapped
     except RuntimeDiedError as death:
         return shipped, {}, death

@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from layerdiff import measure
-from layerdiff.align import only_by_values, varying
-from layerdiff.align.layout import Corners, passed_on
-from layerdiff.align.matches import Sought
-from layerdiff.align.values import same_in, same_numbers
+from layerdiff.align import only_by_values
+from layerdiff.align.values import same_numbers
 from layerdiff.blocks import largest_gap
-from layerdiff.errors import BackendError, RuntimeDiedError
+from layerdiff.errors import BackendError
 from layerdiff.measure import Limit, own_size_limit, with_noise
 from layerdiff.model import Noise
 from layerdiff.operators import base_name
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
     from layerdiff.candidate import Candidate
     from layerdiff.model import Reference, Site
     from layerdiff.outputs import OutputPairs
-    from layerdiff.shelf import Shelf
 
     Array = np.ndarray[Any, Any]
 
@@ -54,50 +50,12 @@ class Sound:
     floor: Mapping[int, Noise]
 
 
-def skim(reference: Reference, candidate: Candidate, outputs: OutputPairs, added: Mapping[int, Limit]) -> None:
-    """Look through the normal run of a candidate while it runs, if what ships is about right, and keep little of it.
-
-    `added` is what one layer may add to each value.
-    """
-    wide = collected(added)
-    if outputs.masks or draws(candidate) or not _near(outputs, candidate.shipped, wide):
-        return
-    known, graph = varying(reference), candidate.graph
-    sought, corners = Sought(known, wide), Corners(known, wide)
-    returned = {value for call in reference.calls for value in call.outputs}
-    looked_into = {value for site in reference.sites if (read := _rounds_each(reference, site)) for value in read}
-
-    turned: set[str] = set()
-
-    def look(portion: Shelf[str]) -> set[str]:
-        stays, found = set[str](), set[str]()
-        for value, name in sought.near(portion):
-            if value in returned:
-                measure.look(portion, name, value, known[value])
-            same_in(portion, name, value, known[value], wide[value])
-            if value in looked_into or (name, value) not in portion.notes:
-                stays.add(name)
-            found.add(name)
-        others = [name for name in portion if name not in found]
-        turned.update(*(names for _, names in corners.alike(portion.only(others))))
-        makers = ((name, graph.nodes[graph.producer[name]]) for name in others)
-        turned.update(name for name, node in makers if not turned.isdisjoint(passed_on(graph, node)))
-        return stays | turned
-
-    try:
-        candidate.skim(look)
-    except RuntimeDiedError:
-        raise
-    except BackendError:  # a portion takes no values from outside: the graph runs whole
-        return
-
-
 def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs, added: Mapping[int, Limit]) -> Sound | None:
     """The alignment of a graph of which every layer is right from right inputs; None where that cannot be said.
 
     `outputs` are judged without a noise floor; `added` is what one layer may add to each value.
     """
-    if outputs.masks or draws(candidate) or not _near(outputs, candidate.tapped, collected(added)):
+    if outputs.masks or draws(candidate) or not near(outputs, candidate.tapped, collected(added)):
         return None
     found = only_by_values(reference, candidate, outputs, collected(added))
     if found is None or not all(_exact(found, site) for site in reference.sites):
@@ -118,7 +76,7 @@ def sound(reference: Reference, candidate: Candidate, outputs: OutputPairs, adde
     return Sound(found, floor)
 
 
-def _near(
+def near(
     outputs: OutputPairs, arrays: Mapping[str, Array] | Mapping[str, Array | None], limits: Mapping[int, Limit]
 ) -> bool:
     """Whether every output has a partner of its shape with about its numbers."""
@@ -137,7 +95,7 @@ def _exact(found: Alignment, site: Site) -> bool:
     Beside large numbers an epsilon is less than rounding; a logarithm or a quotient of the small ones is not.
     """
     reference, tapped = found.reference, found.candidate.tapped
-    ends = _rounds_each(reference, site)
+    ends = rounds_each(reference, site)
     if ends is None:
         return True
     pairs = [(index, found.pair(index)) for index in ends]
@@ -151,7 +109,7 @@ def _exact(found: Alignment, site: Site) -> bool:
         return bool(np.all((np.abs(actual - expected) <= allowed) | (actual == expected)))
 
 
-def _rounds_each(reference: Reference, site: Site) -> tuple[int, int] | None:
+def rounds_each(reference: Reference, site: Site) -> tuple[int, int] | None:
     """What goes into and comes out of a site that rounds each number by itself and reads a constant besides."""
     read = [index for index in site.inputs if not reference.values[index].constant]
     return (read[0], site.outputs[0]) if base_name(site.op) in _WITH_A_CONSTANT and len(read) == 1 else None
