@@ -14,7 +14,7 @@ import numpy as np
 
 from layerdiff.errors import BackendError
 from layerdiff.graph import Injection
-from layerdiff.measure import Limit, own_size_limit
+from layerdiff.limits import Limit, own_size_limit
 from layerdiff.operators import base_name, only_moves
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from layerdiff.align.matches import match_values
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError, Death, RuntimeDiedError
 from layerdiff.keys import call_key
-from layerdiff.measure import limits_for, measure
+from layerdiff.limits import limits_for
+from layerdiff.measure import measure
 from layerdiff.model import Diagnosis, Divergence, Evidence, Kind, LayerResult, Status
 from layerdiff.reached import fails_at, guilty_passes, reached
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerdiff.graph import Injection
-from layerdiff.measure import mask_bound
+from layerdiff.limits import mask_bound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

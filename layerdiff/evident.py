@@ -17,7 +17,7 @@ from layerdiff.align import align
 from layerdiff.align.values import same_numbers
 from layerdiff.errors import BackendError
 from layerdiff.heal import injection_at
-from layerdiff.measure import NOISE_FACTOR, limits_for, with_noise
+from layerdiff.limits import NOISE_FACTOR, limits_for, with_noise
 from layerdiff.model import Noise
 from layerdiff.reconsider import Located, located
 from layerdiff.twinless import alone, collected, draws, floor_alone, gap_in, holds, is_within
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from layerdiff.align import Alignment
     from layerdiff.candidate import Candidate
     from layerdiff.graph import Injection
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
     from layerdiff.model import Reference
     from layerdiff.outputs import OutputPairs
 

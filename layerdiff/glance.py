@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from layerdiff.candidate import Candidate
     from layerdiff.graph import Graph
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
     from layerdiff.model import Reference
     from layerdiff.outputs import OutputPairs
     from layerdiff.shelf import Shelf

@@ -25,8 +25,8 @@ from layerdiff.findings import Finding, diffuse, finding, layout_diagnoses
 from layerdiff.graph import load
 from layerdiff.judging import Judge
 from layerdiff.layers import Accused, LayerBook, coverage
+from layerdiff.limits import limits_for
 from layerdiff.live import Live
-from layerdiff.measure import limits_for
 from layerdiff.observer import Observed, fusion_diagnosis, observe
 from layerdiff.own_runs import own_runs
 from layerdiff.pairs import doubts, resolved, still_there
@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from layerdiff.candidate import Candidate
     from layerdiff.diagnose import Explained
     from layerdiff.judging import Judged
+    from layerdiff.limits import Limit
     from layerdiff.live import Case
     from layerdiff.localise import Origin
-    from layerdiff.measure import Limit
     from layerdiff.model import Diagnosis, Divergence, Healed, SampleResult
     from layerdiff.outputs import OutputPairs
     from layerdiff.progress import Progress

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layerdiff.errors import BackendError, LayerdiffError, ReferenceFailedError, RuntimeDiedError
 from layerdiff.evident import evident, far_off
 from layerdiff.glance import glance
-from layerdiff.measure import limits_for
+from layerdiff.limits import limits_for
 from layerdiff.model import SampleResult
 from layerdiff.reached import add_place
 from layerdiff.reconsider import Located
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from layerdiff.candidate import Candidate
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
     from layerdiff.model import Noise, OutputResult, Reference
     from layerdiff.outputs import OutputPairs
     from layerdiff.progress import Progress

@@ -20,7 +20,7 @@ from layerdiff.alone import ALONE
 from layerdiff.capture import Recorder, record
 from layerdiff.fp32 import plain_kernels
 from layerdiff.gpu import plainly
-from layerdiff.measure import mask_bound
+from layerdiff.limits import mask_bound
 from layerdiff.model import Noise, Operand
 from layerdiff.tensors import as_array, tensors_in, to_array
 from layerdiff.tiles import convolution

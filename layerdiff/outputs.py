@@ -10,7 +10,8 @@ from weakref import ref
 import numpy as np
 
 from layerdiff.errors import AlignmentError
-from layerdiff.measure import limit_for, measure
+from layerdiff.limits import limit_for
+from layerdiff.measure import measure
 from layerdiff.model import Noise, OutputResult
 from layerdiff.nonfinite import not_finite
 from layerdiff.operators import base_name

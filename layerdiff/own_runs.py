@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from layerdiff.measure import limits_for
+from layerdiff.limits import limits_for
 from layerdiff.stability import (
     may_move,
     reference_narrowed,

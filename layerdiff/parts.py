@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.blocks import pairs_of_blocks
-from layerdiff.measure import limit_for, scale_of
+from layerdiff.limits import limit_for, scale_of
 from layerdiff.model import Noise
 from layerdiff.operators import base_name, is_reshaping
 

@@ -10,7 +10,7 @@ from layerdiff.align.matches import match_values
 from layerdiff.backends import Optimisation
 from layerdiff.errors import BackendError, LayerdiffError
 from layerdiff.halving import smallest
-from layerdiff.measure import limits_for
+from layerdiff.limits import limits_for
 from layerdiff.operators import likeness
 
 if TYPE_CHECKING:

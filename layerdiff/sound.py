@@ -17,7 +17,7 @@ from layerdiff.align import only_by_values
 from layerdiff.align.values import same_numbers
 from layerdiff.blocks import largest_gap
 from layerdiff.errors import BackendError
-from layerdiff.measure import Limit, own_size_limit, with_noise
+from layerdiff.limits import Limit, own_size_limit, with_noise
 from layerdiff.model import Noise
 from layerdiff.operators import base_name
 from layerdiff.twinless import adds_its_rounding, alone, collected, draws, gap_in, holds

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layerdiff.graph import RANDOM
-from layerdiff.measure import scale_of
+from layerdiff.limits import scale_of
 from layerdiff.model import Diagnosis
 from layerdiff.noise import draws_in
 from layerdiff.rerun import begins, is_loose
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from layerdiff.candidate import Candidate
     from layerdiff.fp32 import Setting
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
     from layerdiff.model import Divergence, Reference, Site
     from layerdiff.sides import Unstable
 

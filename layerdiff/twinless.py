@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from layerdiff.align.values import largest_gap_in, same_in
 from layerdiff.graph import RANDOM
+from layerdiff.limits import Limit, rounding_limit
 from layerdiff.localise import reference_region
-from layerdiff.measure import Limit, rounding_limit
 from layerdiff.noise import floor_of_step
 from layerdiff.shelf import outline, size_of
 

@@ -16,7 +16,7 @@ from layerdiff.align.matches import match_values
 from layerdiff.align.values import largest_gap_in, same_in, same_numbers, says_nothing
 from layerdiff.blocks import largest_gap
 from layerdiff.calls import template_of
-from layerdiff.measure import Limit, mask_bound
+from layerdiff.limits import Limit, mask_bound
 from layerdiff.model import Operand
 from layerdiff.shelf import Shelf
 from layerdiff.store import Store

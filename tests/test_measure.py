@@ -14,7 +14,8 @@ from hypothesis.extra import numpy as hnp
 
 from layerdiff.align.matches import match_values
 from layerdiff.align.values import same_numbers
-from layerdiff.measure import EPSILON_FACTOR, NOISE_FACTOR, limit_for, mask_like, measure
+from layerdiff.limits import EPSILON_FACTOR, NOISE_FACTOR, limit_for, mask_like
+from layerdiff.measure import measure
 from layerdiff.model import Metrics, Noise, Tolerance
 
 NAN, INF = math.nan, math.inf

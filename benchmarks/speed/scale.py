@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import layerdiff
 from layerdiff.align import only_by_values
 from layerdiff.backends import OnnxRuntime
-from layerdiff.measure import limits_for
+from layerdiff.limits import limits_for
 from layerdiff.runner import Runner
 from layerdiff.samples import samples
 from layerdiff.sides import open_candidate, open_reference

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from layerdiff.align.weights import Tie
     from layerdiff.candidate import Candidate
     from layerdiff.layout import Axes
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
     from layerdiff.model import Reference
 
     Array = np.ndarray[Any, Any]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from layerdiff.candidate import Candidate
     from layerdiff.graph import Graph, Node
     from layerdiff.layout import Axes
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
 
     Array = np.ndarray[Any, Any]
 

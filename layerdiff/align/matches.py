@@ -16,14 +16,14 @@ import numpy as np
 from layerdiff.align.sampled import SAMPLES, Table, sampled
 from layerdiff.align.values import VAGUE, same_in, says_nothing
 from layerdiff.blocks import Apart
-from layerdiff.measure import MASK_RATIO, MASK_SMALLEST, MASK_TOLERANCE, mask_bound
+from layerdiff.limits import MASK_RATIO, MASK_SMALLEST, MASK_TOLERANCE, mask_bound
 from layerdiff.shelf import Shelf
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from layerdiff.align.sampled import Sampled
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
 
     Array = np.ndarray[Any, Any]
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from layerdiff.candidate import Candidate
-    from layerdiff.measure import Limit
+    from layerdiff.limits import Limit
     from layerdiff.model import Pair, Reference
     from layerdiff.outputs import OutputPairs
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layerdiff.blocks import Apart, apart, blocks, largest, largest_gap, pairs_of_blocks, plain
-from layerdiff.measure import MASK_SMALLEST, MASK_TOLERANCE, Limit, mask_bound, mask_like
+from layerdiff.limits import MASK_SMALLEST, MASK_TOLERANCE, Limit, mask_bound, mask_like
 from layerdiff.shelf import Shelf
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from layerdiff.align.values import same_numbers
 from layerdiff.errors import BackendError, LayerdiffError, PatchError
 from layerdiff.formats import rounds_to
-from layerdiff.measure import limits_for
+from layerdiff.limits import limits_for
 from layerdiff.patch import patched, within
 
 if TYPE_CHECKING:
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import onnx
 
     from layerdiff.candidate import Candidate
+    from layerdiff.limits import Limit
     from layerdiff.live import Live, Region, Source
-    from layerdiff.measure import Limit
     from layerdiff.model import Noise, Reference
     from layerdiff.patch import Change
     from layerdiff.runner import Runner

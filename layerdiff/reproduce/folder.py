@@ -14,7 +14,7 @@ from onnx import helper
 
 from layerdiff.errors import BackendError, InputError, PatchError, ReproduceError
 from layerdiff.files import place
-from layerdiff.measure import allowances
+from layerdiff.limits import allowances
 from layerdiff.model import Kind
 from layerdiff.repair.setting import setting
 from layerdiff.reproduce.code import code_of, torch_dtype

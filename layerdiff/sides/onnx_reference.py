@@ -18,7 +18,7 @@ from layerdiff.backends import OnnxRuntime, Optimisation
 from layerdiff.candidate import Candidate
 from layerdiff.checking import walking
 from layerdiff.graph import RANDOM, Graph, load
-from layerdiff.measure import limit_for
+from layerdiff.limits import limit_for
 from layerdiff.model import Operand, Reference, Replay, Site, Value
 from layerdiff.operators import ONNX
 from layerdiff.rerun import distance
