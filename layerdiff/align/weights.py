@@ -249,9 +249,12 @@ def _resemblances(p: Array, a: Array) -> list[Tie | None]:
 
 
 def _scaled_or_rounded(p: Array, a: Array) -> Tie:
-    """Whether channels that are parallel to those of a parameter are multiples of them, or the same, less precisely."""
-    factors, residual = channel_factors(p, a)
-    return Tie.NEAR if np.median(np.abs(factors - 1)) <= _ROUNDED * residual else Tie.SCALED
+    """Whether channels that are parallel to those of a parameter are multiples of them, or the same, less precisely.
+
+    As most of them are: one may be wrong.
+    """
+    factors, residuals = _factors(p, a)
+    return Tie.NEAR if np.median(np.abs(factors - 1)) <= _ROUNDED * np.median(residuals) else Tie.SCALED
 
 
 def _near_or_scaled(p: Array, a: Array) -> Tie:
@@ -290,12 +293,18 @@ def carried_as(weight: Array, constants: Iterable[Array]) -> list[Array]:
 
 def channel_factors(parameter: Array, array: Array) -> tuple[Array, float]:
     """The factor per output channel that maps a weight onto an array, and the worst relative residual it leaves."""
-    factors, worst = np.zeros(len(parameter)), 0.0
+    factors, residuals = _factors(parameter, array)
+    return factors, float(residuals.max(initial=0.0))
+
+
+def _factors(parameter: Array, array: Array) -> tuple[Array, Array]:
+    """The same with the residual of each channel."""
+    factors, residuals = np.zeros((2, len(parameter)))
     for part, p, a in rows_in_double(parameter, array.reshape(parameter.shape)):
         factors[part] = np.einsum("cx,cx->c", p, a) / np.maximum(np.einsum("cx,cx->c", p, p), 1e-300)
         gap = np.linalg.norm(a - factors[part, None] * p, axis=1)
-        worst = np.maximum(worst, (gap / np.maximum(np.linalg.norm(a, axis=1), 1e-300)).max())
-    return factors, float(worst)
+        residuals[part] = gap / np.maximum(np.linalg.norm(a, axis=1), 1e-300)
+    return factors, residuals
 
 
 def _spread(array: Array) -> Array:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from layerdiff.diagnose import batchnorm, formats, inserted, numerics, relowered, semantics, weights
+from layerdiff.diagnose import batchnorm, folded, formats, inserted, numerics, relowered, semantics, weights
 from layerdiff.diagnose.branches import other_branch
 from layerdiff.diagnose.hypothesis import Diagnoser, Hypothesis
 from layerdiff.diagnose.inputs import inputs_exchanged
@@ -26,6 +26,7 @@ DIAGNOSERS: tuple[Diagnoser, ...] = (
     inserted.hypotheses,
     formats.hypotheses,
     batchnorm.hypotheses,
+    folded.hypotheses,
     weights.hypotheses,
     semantics.hypotheses,
     numerics.hypotheses,
