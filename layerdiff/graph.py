@@ -136,7 +136,7 @@ def _of_proto(source: onnx.ModelProto) -> onnx.ModelProto:
         ) from error
 
 
-MAPPED = 256 << 20
+MAPPED = 64 << 20
 """Bytes of weights that stay mapped: to map a file takes longer than to read from it."""
 
 
