@@ -17,10 +17,12 @@ from layerdiff.align.alignment import Alignment
 from layerdiff.align.ambiguity import in_order, left_to_its_own_node
 from layerdiff.align.chains import step_by_step
 from layerdiff.align.given import settle
+from layerdiff.align.guards import idle_guards
 from layerdiff.align.layout import layouts
 from layerdiff.align.matches import match_values
 from layerdiff.align.proposer import Proposer
 from layerdiff.align.weights import ties
+from layerdiff.model import Evidence, Pair
 from layerdiff.operators import only_moves
 from layerdiff.shelf import Shelf
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 
     from layerdiff.candidate import Candidate
     from layerdiff.limits import Limit
-    from layerdiff.model import Pair, Reference
+    from layerdiff.model import Reference
     from layerdiff.outputs import OutputPairs
 
     Array = np.ndarray[Any, Any]
@@ -90,6 +92,9 @@ def _by_values(
     matched = step_by_step(matched, reference, families, tensors, candidate)
     comparable = outputs.comparable(candidate.tapped)
     metrics = outputs.measured(candidate.tapped)
+    astray = not all(one is not None and one.agrees for one in metrics.values())
+    guards = idle_guards(matched, reference, families, tensors, candidate) if astray else {}
+    matched = {value: names for value, names in matched.items() if value not in guards}
     for value, name in comparable.items():
         judged = metrics[value]
         if judged is not None and judged.agrees and name not in matched.get(value, ()):
@@ -103,6 +108,7 @@ def _by_values(
     misshapen = {value: name for value, name in outputs.tensors.items() if value not in comparable}
     found = Alignment(reference, candidate, limits, comparable, matched, misshapen, constants)
     found.families, found.tensor_families = families, tensors
+    found.proposed = {value: Pair(value, tensor, Evidence.STRUCTURE) for value, tensor in guards.items()}
     return found
 
 
