@@ -77,6 +77,16 @@ def test_a_guard_that_the_file_has_is_left_in_peace(trace: Trace) -> None:
     assert trace(model, export(model, (X,), Exporter.TORCHSCRIPT), X).agrees
 
 
+def test_of_two_guards_in_a_row_the_one_that_is_wrong_is_told_with_its_limit(trace: Trace) -> None:
+    model = fill(Guarded(lambda h: h.clamp(0, 1e6).clamp(min=1e-5))).eval()
+    other = Guarded(lambda h: h.clamp(0, 1e6).clamp(min=3.0)).eval()
+    other.load_state_dict(model.state_dict())
+    report = trace(model, export(other, (X,), Exporter.TORCHSCRIPT), X)
+    (cause,) = report.diagnoses
+    assert "is 3.0; the model's is 9.99" in cause.summary
+    assert cause.verified
+
+
 def test_an_extra_node_behind_a_guard_that_the_file_has_is_still_extra(trace: Trace) -> None:
     model = fill(Guarded(lambda h: h.clamp(min=0.5))).eval()
     other = Guarded(lambda h: h.clamp(min=0.5) * 1.2).eval()

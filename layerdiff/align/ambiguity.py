@@ -64,7 +64,7 @@ def left_to_its_own_node(
     graph = candidate.graph
     taken = {tensors.root(name) for names in matched.values() for name in names}
     holding = {value: {tensors.root(n) for n in names} for value, names in matched.items()}
-    found = dict(matched)
+    found, claimed = dict(matched), set[int]()
     for value, names in matched.items():
         site = reference.producer(value)
         if site is None or values.root(value) != value:
@@ -72,13 +72,17 @@ def left_to_its_own_node(
         given = [v for v in site.inputs if not reference.values[v].constant]
         shared = holding[value].intersection(*(holding.get(v, set()) for v in given)) if len(given) == 1 else set()
         readers = {n for root in shared for name in tensors.members(root) for n, _ in graph.consumers.get(name, ())}
-        own = [
+        alike = [
             node
-            for node in (graph.nodes[index] for index in readers if index in graph.live_nodes)
-            if likeness(site.op, node.op) >= 1
-            and sum(name not in graph.constant for name in node.reads) == 1
-            and taken.isdisjoint(map(tensors.root, node.outputs))
+            for node in (graph.nodes[index] for index in sorted(readers) if index in graph.live_nodes)
+            if likeness(site.op, node.op) >= 1 and sum(name not in graph.constant for name in node.reads) == 1
         ]
+        made = {node.index: set(map(tensors.root, node.outputs)) for node in alike if node.index not in claimed}
+        right = next((index for index, roots in made.items() if roots & holding[value]), None)
+        if right is not None:  # the step is there: of two in a row, or side by side, the next has another node
+            claimed.add(right)
+            continue
+        own = [index for index, roots in made.items() if taken.isdisjoint(roots)]
         if len(own) == 1:
             found[value] = [name for name in names if tensors.root(name) not in shared]
     return {value: names for value, names in found.items() if names}

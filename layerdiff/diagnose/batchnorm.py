@@ -75,7 +75,7 @@ def hypotheses(stretch: Stretch) -> Iterator[Hypothesis]:
         if residual > (_HALF if stretch.format else _EQUAL):
             if _in_integers(stretch, node) and residual <= _ROUNDED:
                 continue
-            yield _wrong_weight(stretch, heavy, (found.weight, weight / _columns(factor, weight)), changes)
+            yield _wrong_weight(stretch, heavy, (found.weight, weight / _columns(found.factor, weight)), changes)
             continue
         batch = _batch_statistics(stretch, heavy)
         cause, text, evidence = _what_was_folded(found, factor, bias, batch)

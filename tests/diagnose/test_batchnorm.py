@@ -232,6 +232,21 @@ def test_a_weight_that_differs_beyond_a_factor_is_compared_with_the_fold_undone(
     assert found.summary == "stem.weight differs in channel 5 of 8."
 
 
+def test_how_far_a_weight_is_off_is_told_with_the_right_fold_undone() -> None:
+    """A kernel turned by half is nearly at right angles to the right one: no factor of its own says how far it is."""
+
+    def turned(model: nn.Sequential, x: torch.Tensor) -> None:
+        del x
+        model.stem.weight.copy_(model.stem.weight.flip(2, 3))
+
+    model = CONV.model
+    weight = model.stem.weight.detach()
+    wanted = float((weight.flip(2, 3) - weight).norm() / weight.norm())
+    report = layerdiff.trace(model, exported(CONV, turned, Exporter.TORCHSCRIPT), CONV.inputs, progress=False)
+    assert report.diagnoses[0].cause == "weights"
+    assert report.diagnoses[0].evidence["rel_l2"] == pytest.approx(wanted, rel=1e-3)
+
+
 def test_a_batchnorm_that_was_left_out_is_missing() -> None:
     def bypass(model: nn.Sequential, x: torch.Tensor) -> None:
         model.norm = nn.Identity()
