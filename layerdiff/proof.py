@@ -42,7 +42,7 @@ def prove(alignment: Alignment, origins: Sequence[Origin], outputs: OutputPairs,
         proofs = heal(alignment, origins, outputs.everywhere()) if outputs.masks else [None] * len(origins)
         told = [(o, proof) for o, proof in zip(origins, proofs, strict=True) if not is_other_mask(alignment, o)]
         return Proven([], told, harmless)
-    masks = other_masks(alignment, origins, outputs)
+    masks = [] if outputs.masks else other_masks(alignment, origins, outputs)  # where masks count, they are told
     origins = [origin for origin in origins if origin not in masks]
     at_once = -(-len(origins) // MOST)
     proofs = heal(alignment, origins, outputs, all_of_them=at_once == 1, at_once=max(1, at_once))

@@ -13,7 +13,7 @@ import pytest
 
 import layerdiff
 from benchmarks.faults.causes import SLUGS
-from layerdiff import measure
+from layerdiff import limits
 from layerdiff.diagnose import Hypothesis, Stretch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -124,7 +124,7 @@ def test_every_metric_is_explained(name: str) -> None:
 def test_the_constants_are_those_of_the_code(name: str) -> None:
     found = re.search(rf"^\| `{name}` \| ([\d.e-]+) \|", HOW, flags=re.MULTILINE)
     assert found
-    assert float(found[1]) == getattr(measure, name)
+    assert float(found[1]) == getattr(limits, name)
 
 
 def test_the_readme_names_the_commands_that_ci_runs() -> None:

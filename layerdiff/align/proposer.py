@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
     Array = np.ndarray[Any, Any]
 
-_CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _TAKE_A_NORM_IN = frozenset({"convolution", "addmm", "mm", "linear"})
 _SHAPES = frozenset({"Shape", "Size"})
 
@@ -48,7 +47,8 @@ class Proposer:
         taken = {name for names in matched.values() for name in names}
         read = (node.inputs[0] for node in graph.nodes if is_batch_norm(node.op))
         left = (graph.nodes[graph.producer[name]].op for name in read if name in graph.producer and name not in taken)
-        return set() if not _CONVOLUTIONS.isdisjoint(left) else self._before_norms(frozenset({"convolution"}))
+        unfolded = any(likeness("aten.convolution", op) >= 1 for op in left)
+        return set() if unfolded else self._before_norms(frozenset({"convolution"}))
 
     def _before_norms(self, ops: frozenset[str]) -> set[int]:
         """The sites of some operators whose result only a BatchNorm reads."""
