@@ -322,6 +322,14 @@ def test_packed_weights_compute_what_they_are_unpacked(bits, rows, zeros, biased
     np.testing.assert_allclose(whole, apart, rtol=1e-3, atol=1e-3 * np.abs(apart).max())
 
 
+def _fused(model, inputs, folder):
+    """BERT after ONNX Runtime's optimiser for transformers."""
+    onnx.save(export(model, inputs, Exporter.TORCHSCRIPT), folder / "plain.onnx")
+    optimised = optimizer.optimize_model(str(folder / "plain.onnx"), "bert", num_heads=4, hidden_size=32, opt_level=0)
+    optimised.save_model_to_file(str(folder / "fused.onnx"))
+    return folder / "fused.onnx"
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("faulty", [False, True])
 def test_the_layers_of_an_optimised_transformer_are_compared_inside_its_attention(trace, tmp_path, faulty):
@@ -330,11 +338,9 @@ def test_the_layers_of_an_optimised_transformer_are_compared_inside_its_attentio
     bad = copy.deepcopy(sample.model)
     if faulty:
         bad.get_submodule(name).weight.data[3] *= 1.5
-    onnx.save(export(bad, sample.inputs, Exporter.TORCHSCRIPT), tmp_path / "plain.onnx")
-    optimised = optimizer.optimize_model(str(tmp_path / "plain.onnx"), "bert", num_heads=4, hidden_size=32, opt_level=0)
-    optimised.save_model_to_file(str(tmp_path / "optimised.onnx"))
-    assert {node.op_type for node in optimised.model.graph.node} >= {"Attention", "SkipLayerNormalization"}
-    report = trace(sample.model, tmp_path / "optimised.onnx", sample.inputs)
+    path = _fused(bad, sample.inputs, tmp_path)
+    assert {node.op_type for node in onnx.load(path).graph.node} >= {"Attention", "SkipLayerNormalization"}
+    report = trace(sample.model, path, sample.inputs)
     assert report.agrees is not faulty
     assert report.coverage.folded == 0
     if faulty:
@@ -344,11 +350,8 @@ def test_the_layers_of_an_optimised_transformer_are_compared_inside_its_attentio
 
 def _fused_in_eight_bits(model, inputs, folder):
     """BERT as it is deployed: fused by ONNX Runtime's optimiser, then quantised dynamically."""
-    onnx.save(export(model, inputs, Exporter.TORCHSCRIPT), folder / "plain.onnx")
-    optimised = optimizer.optimize_model(str(folder / "plain.onnx"), "bert", num_heads=4, hidden_size=32, opt_level=0)
-    optimised.save_model_to_file(str(folder / "fused.onnx"))
     options = {"DefaultTensorType": TensorProto.FLOAT}
-    quantize_dynamic(folder / "fused.onnx", folder / "int8.onnx", extra_options=options)
+    quantize_dynamic(_fused(model, inputs, folder), folder / "int8.onnx", extra_options=options)
     return onnx.load(folder / "int8.onnx")
 
 
